@@ -1,0 +1,1 @@
+"""orlop: containerd's system in Python."""

@@ -1,0 +1,1 @@
+"""What every room may know: errors, identifiers, labels, filters, references, platforms, handlers."""

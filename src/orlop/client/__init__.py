@@ -1,0 +1,1 @@
+"""The client library: pull, push, unpack, specs, containers and tasks."""

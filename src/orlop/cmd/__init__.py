@@ -1,0 +1,1 @@
+"""Entry points: read flags, call one function."""

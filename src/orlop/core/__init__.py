@@ -1,0 +1,1 @@
+"""Interfaces and logic, one package per idea; implementations that register live in `orlop.plugins`."""

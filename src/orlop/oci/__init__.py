@@ -1,0 +1,1 @@
+"""OCI image and runtime specifications as typed structs, digests and media types."""

@@ -1,0 +1,1 @@
+"""Built-in implementations and services, each with its registration; `orlop.server.builtins` lists them."""

@@ -1,0 +1,1 @@
+"""The daemon: configuration, the plug-in graph, doors and interceptors."""

@@ -1,0 +1,1 @@
+"""ttrpc: protobuf requests over a stream socket, client and server. Knows nothing of containers."""
