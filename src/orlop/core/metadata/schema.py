@@ -1,0 +1,152 @@
+"""The schema of meta.db, and how it came to be.
+
+Every table that holds what users own has these columns, so that quotas, `df` and audits need no migration that guesses:
+
+    namespace   TEXT     who pays for it
+    owner_uid   INTEGER  uid of the client that made it, NULL where the door does not show it
+    size_bytes  INTEGER  bytes on disk that are unique to it; 0 for pure metadata
+    created_at, updated_at, used_at   INTEGER  nanoseconds since the epoch, UTC; used_at is refreshed lazily
+
+Labels, annotations and extensions are JSON objects of strings (extensions: base64 of a serialised Any).
+
+    namespaces        name                          labels
+    images            namespace, name               target (media_type, digest, target_size, annotations), labels
+    containers        namespace, id                 image, runtime, spec, snapshotter + key, sandbox, labels, extensions
+    sandboxes         namespace, id                 runtime, spec, sandboxer, labels, extensions
+    blobs             digest                        the bytes in content/blobs, once for all namespaces
+    content           namespace, digest             a namespace's right to a blob, with its labels
+    ingests           namespace, ref                an unfinished write; its bytes lie in content/ingest/<key>
+    snapshots         number                        namespace + snapshotter + name; parent is another row's number
+    leases            namespace, id                 labels (expiry among them)
+    lease_resources   namespace, lease, type, id    what a lease holds: content, snapshots/<name>, ingests, images
+    trash             path                          what is to be unlinked later, below <root>/trash
+    facts             key                           the server's uuid and the like
+
+`user_version` counts the migrations below. A migration is never edited once it has been released.
+"""
+
+from typing import Final
+
+_OWNED: Final = """
+    owner_uid INTEGER,
+    size_bytes INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    used_at INTEGER NOT NULL,
+    labels TEXT NOT NULL DEFAULT '{}'
+"""
+
+_FIRST: Final = f"""
+CREATE TABLE namespaces (
+    name TEXT PRIMARY KEY,
+    {_OWNED}
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE images (
+    namespace TEXT NOT NULL REFERENCES namespaces (name),
+    name TEXT NOT NULL,
+    media_type TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    target_size INTEGER NOT NULL,
+    annotations TEXT NOT NULL DEFAULT '{{}}',
+    {_OWNED},
+    PRIMARY KEY (namespace, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE containers (
+    namespace TEXT NOT NULL REFERENCES namespaces (name),
+    id TEXT NOT NULL,
+    image TEXT NOT NULL,
+    runtime_name TEXT NOT NULL,
+    runtime_options BLOB,
+    spec BLOB,
+    snapshotter TEXT NOT NULL,
+    snapshot_key TEXT NOT NULL,
+    sandbox TEXT NOT NULL DEFAULT '',
+    extensions TEXT NOT NULL DEFAULT '{{}}',
+    {_OWNED},
+    PRIMARY KEY (namespace, id)
+) STRICT;
+
+CREATE TABLE sandboxes (
+    namespace TEXT NOT NULL REFERENCES namespaces (name),
+    id TEXT NOT NULL,
+    runtime_name TEXT NOT NULL,
+    runtime_options BLOB,
+    spec BLOB,
+    sandboxer TEXT NOT NULL DEFAULT '',
+    extensions TEXT NOT NULL DEFAULT '{{}}',
+    {_OWNED},
+    PRIMARY KEY (namespace, id)
+) STRICT;
+
+CREATE TABLE blobs (
+    digest TEXT PRIMARY KEY,
+    size_bytes INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    used_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE content (
+    namespace TEXT NOT NULL REFERENCES namespaces (name),
+    digest TEXT NOT NULL REFERENCES blobs (digest),
+    {_OWNED},
+    PRIMARY KEY (namespace, digest)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX content_digest ON content (digest);
+
+CREATE TABLE ingests (
+    namespace TEXT NOT NULL REFERENCES namespaces (name),
+    ref TEXT NOT NULL,
+    key TEXT NOT NULL UNIQUE,
+    expected TEXT NOT NULL DEFAULT '',
+    total INTEGER NOT NULL DEFAULT 0,
+    {_OWNED},
+    PRIMARY KEY (namespace, ref)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE snapshots (
+    number INTEGER PRIMARY KEY,
+    namespace TEXT NOT NULL REFERENCES namespaces (name),
+    snapshotter TEXT NOT NULL,
+    name TEXT NOT NULL,
+    parent INTEGER REFERENCES snapshots (number),
+    kind INTEGER NOT NULL,
+    inodes INTEGER NOT NULL DEFAULT 0,
+    synced_at INTEGER,
+    {_OWNED},
+    UNIQUE (namespace, snapshotter, name)
+) STRICT;
+
+CREATE INDEX snapshots_parent ON snapshots (parent);
+
+CREATE TABLE leases (
+    namespace TEXT NOT NULL REFERENCES namespaces (name),
+    id TEXT NOT NULL,
+    {_OWNED},
+    PRIMARY KEY (namespace, id)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE lease_resources (
+    namespace TEXT NOT NULL,
+    lease TEXT NOT NULL,
+    type TEXT NOT NULL,
+    id TEXT NOT NULL,
+    PRIMARY KEY (namespace, lease, type, id),
+    FOREIGN KEY (namespace, lease) REFERENCES leases (namespace, id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE trash (
+    path TEXT PRIMARY KEY,
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE facts (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST,)
+VERSION: Final = len(MIGRATIONS)
