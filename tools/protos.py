@@ -42,6 +42,19 @@ def tree(root: pathlib.Path) -> set[pathlib.Path]:
     return {path.relative_to(root) for path in root.rglob("*.py*") if path.suffix in {".py", ".pyi"}}
 
 
+def replace(fresh: pathlib.Path, wrong: set[pathlib.Path]) -> None:
+    """Bring the `wrong` files of the tree to what `fresh` has; each changes at once, the others stay untouched."""
+    for path in sorted(wrong):
+        target = TARGET / path
+        if not (fresh / path).exists():
+            target.unlink()
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.new")
+        shutil.copyfile(fresh / path, beside)
+        beside.replace(target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if src/orlop/api is not what proto/ says")
@@ -49,12 +62,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         generate(pathlib.Path(scratch))
         fresh = pathlib.Path(scratch) / "orlop" / "api"
-        if not args.check:
-            shutil.rmtree(TARGET, ignore_errors=True)
-            shutil.copytree(fresh, TARGET)
-            return
         wrong = tree(fresh) ^ tree(TARGET)
         wrong |= {path for path in tree(fresh) & tree(TARGET) if not filecmp.cmp(fresh / path, TARGET / path, False)}
+        if not args.check:
+            replace(fresh, wrong)
+            return
         for path in sorted(wrong):
             print(f"protos: {path} is not fresh: run `make protos`", file=sys.stderr)
         sys.exit(1 if wrong else 0)

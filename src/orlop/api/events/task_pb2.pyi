@@ -58,7 +58,7 @@ class TaskIO(_message.Message):
     stdout: str
     stderr: str
     terminal: bool
-    def __init__(self, stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., terminal: _Optional[bool] = ...) -> None: ...
+    def __init__(self, stdin: _Optional[str] = ..., stdout: _Optional[str] = ..., stderr: _Optional[str] = ..., terminal: bool = ...) -> None: ...
 
 class TaskExit(_message.Message):
     __slots__ = ("container_id", "id", "pid", "exit_status", "exited_at")

@@ -15,7 +15,7 @@ class ImageImportStream(_message.Message):
     stream: str
     media_type: str
     force_compress: bool
-    def __init__(self, stream: _Optional[str] = ..., media_type: _Optional[str] = ..., force_compress: _Optional[bool] = ...) -> None: ...
+    def __init__(self, stream: _Optional[str] = ..., media_type: _Optional[str] = ..., force_compress: bool = ...) -> None: ...
 
 class ImageExportStream(_message.Message):
     __slots__ = ("stream", "media_type", "platforms", "all_platforms", "skip_compatibility_manifest", "skip_non_distributable")
@@ -31,4 +31,4 @@ class ImageExportStream(_message.Message):
     all_platforms: bool
     skip_compatibility_manifest: bool
     skip_non_distributable: bool
-    def __init__(self, stream: _Optional[str] = ..., media_type: _Optional[str] = ..., platforms: _Optional[_Iterable[_Union[_platform_pb2.Platform, _Mapping]]] = ..., all_platforms: _Optional[bool] = ..., skip_compatibility_manifest: _Optional[bool] = ..., skip_non_distributable: _Optional[bool] = ...) -> None: ...
+    def __init__(self, stream: _Optional[str] = ..., media_type: _Optional[str] = ..., platforms: _Optional[_Iterable[_Union[_platform_pb2.Platform, _Mapping]]] = ..., all_platforms: bool = ..., skip_compatibility_manifest: bool = ..., skip_non_distributable: bool = ...) -> None: ...

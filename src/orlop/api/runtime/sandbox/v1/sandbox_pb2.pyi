@@ -121,7 +121,7 @@ class SandboxStatusRequest(_message.Message):
     VERBOSE_FIELD_NUMBER: _ClassVar[int]
     sandbox_id: str
     verbose: bool
-    def __init__(self, sandbox_id: _Optional[str] = ..., verbose: _Optional[bool] = ...) -> None: ...
+    def __init__(self, sandbox_id: _Optional[str] = ..., verbose: bool = ...) -> None: ...
 
 class SandboxStatusResponse(_message.Message):
     __slots__ = ("sandbox_id", "pid", "state", "info", "created_at", "exited_at", "extra")

@@ -29,7 +29,7 @@ class ApplyRequest(_message.Message):
     mounts: _containers.RepeatedCompositeFieldContainer[_mount_pb2.Mount]
     payloads: _containers.MessageMap[str, _any_pb2.Any]
     sync_fs: bool
-    def __init__(self, diff: _Optional[_Union[_descriptor_pb2.Descriptor, _Mapping]] = ..., mounts: _Optional[_Iterable[_Union[_mount_pb2.Mount, _Mapping]]] = ..., payloads: _Optional[_Mapping[str, _any_pb2.Any]] = ..., sync_fs: _Optional[bool] = ...) -> None: ...
+    def __init__(self, diff: _Optional[_Union[_descriptor_pb2.Descriptor, _Mapping]] = ..., mounts: _Optional[_Iterable[_Union[_mount_pb2.Mount, _Mapping]]] = ..., payloads: _Optional[_Mapping[str, _any_pb2.Any]] = ..., sync_fs: bool = ...) -> None: ...
 
 class ApplyResponse(_message.Message):
     __slots__ = ("applied",)

@@ -26,7 +26,7 @@ class ActivateRequest(_message.Message):
     mounts: _containers.RepeatedCompositeFieldContainer[_mount_pb2.Mount]
     labels: _containers.ScalarMap[str, str]
     temporary: bool
-    def __init__(self, name: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[_mount_pb2.Mount, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., temporary: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[_mount_pb2.Mount, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., temporary: bool = ...) -> None: ...
 
 class ActivateResponse(_message.Message):
     __slots__ = ("info",)

@@ -190,7 +190,7 @@ class ControllerStatusRequest(_message.Message):
     sandbox_id: str
     verbose: bool
     sandboxer: str
-    def __init__(self, sandbox_id: _Optional[str] = ..., verbose: _Optional[bool] = ..., sandboxer: _Optional[str] = ...) -> None: ...
+    def __init__(self, sandbox_id: _Optional[str] = ..., verbose: bool = ..., sandboxer: _Optional[str] = ...) -> None: ...
 
 class ControllerStatusResponse(_message.Message):
     __slots__ = ("sandbox_id", "pid", "state", "info", "created_at", "exited_at", "extra", "address", "version")
