@@ -10,6 +10,7 @@ Readers have a connection per thread and never wait for the writer.
 
 import asyncio
 import contextlib
+import logging
 import queue
 import sqlite3
 import threading
@@ -23,6 +24,8 @@ from orlop.base.errdefs import FailedPreconditionError, ResourceExhaustedError, 
 from orlop.core.metadata import schema
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S: Final = 10.0
 # A batch ends when nobody waits or after this many functions, so that the first caller of a flood is answered soon.
@@ -50,6 +53,7 @@ class Transaction:
         self.now = time.time_ns()
         self.events: list[tuple[str, str, Any]] = []
         self.hooks: list[Callable[[], None]] = []
+        self.undo: list[Callable[[], None]] = []
         self.deletions = 0
         self.mutations = 0
 
@@ -69,6 +73,21 @@ class Transaction:
     def after_commit(self, hook: Callable[[], None]) -> None:
         """Call `hook` on the writer's thread once this transaction is durable; it must not block or raise."""
         self.hooks.append(hook)
+
+    def on_rollback(self, hook: Callable[[], None]) -> None:
+        """Call `hook` on the writer's thread if this transaction is not committed: it takes back a change outside the
+        database, such as a rename. Hooks run last registered first, across all functions of a lost batch.
+        """
+        self.undo.append(hook)
+
+    def take_back(self) -> None:
+        """Run the rollback hooks, once; one that fails is logged and does not stop the others."""
+        while self.undo:
+            hook = self.undo.pop()
+            try:
+                hook()
+            except Exception:
+                log.exception("metadata: taking back a change outside the database failed")
 
     def mutated(self, *, deletion: bool = False) -> None:
         """Count a change that may make the collector worth running."""
@@ -247,6 +266,9 @@ class Database:
                 self._apply(connection, write)
             connection.execute("COMMIT")
         except BaseException as error:
+            for write in reversed(batch):
+                if write.transaction is not None:
+                    write.transaction.take_back()
             with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself; the first error counts
                 connection.execute("ROLLBACK")
             failure = self._translate(error)
@@ -263,6 +285,7 @@ class Database:
         try:
             write.result = write.fn(transaction)
         except BaseException as error:
+            transaction.take_back()
             if _is_broken(error):
                 raise
             connection.execute("ROLLBACK TO one")
