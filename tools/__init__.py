@@ -1,0 +1,1 @@
+"""Programs for working on orlop: peers, images, daemons, the demo, generated code."""
