@@ -1,11 +1,12 @@
 """Build the images of demo, tests and bench from Debian packages, without root and without running anything in them.
 
-- `busybox`: a static busybox in three layers, the last of which takes something away (a whiteout).
+- `busybox`: a static busybox in three layers, the last of which takes something away (a whiteout); gzip, so that
+  every tool can read it. `busybox-zstd` is the same in zstd, which umoci 0.4 and Docker's older tools refuse.
 - `debian`: a userland of more than 80 MB and 5,000 files in five layers, some gzip, some zstd.
 - `busybox-multi`: an index of busybox for this platform and for another one.
 
-Each lies in `.cache/images/<digest of recipe and host>/<name>/` as an OCI layout, with an archive `<name>.tar` beside it,
-and is built once. Packages come through `apt-get download`: from the distribution's mirror and nowhere else.
+Each lies in `.cache/images/<digest of recipe and host>/<name>/` as an OCI layout, with an archive `<name>.tar` beside
+it, and is built once. Packages come through `apt-get download`: from the distribution's mirror and nowhere else.
 
 Usage: .venv/bin/python -m tools.images [NAME...]
 """
@@ -21,6 +22,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,7 +60,7 @@ BASE: Final = [
 UPPER: Final[Sequence[tuple[list[str], Compression]]] = (
     (["python3"], "zstd"),
     (["perl", "tzdata"], "gzip"),
-    (["vim-runtime", "git"], "zstd"),
+    (["vim-runtime"], "zstd"),
 )
 MERGED: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
@@ -120,11 +122,10 @@ def _fingerprint() -> str:
 # -- busybox ------------------------------------------------------------------------------------------------------
 
 
-def busybox(target: Layout) -> Mapping[str, Any]:
+def busybox(target: Layout, compression: Compression = "gzip") -> Mapping[str, Any]:
+    changes = [Entry(name="etc/.wh.removed", data=b""), Entry(name="etc/motd", data=b"orlop\n")]
     layers = [
-        target.layer(_busybox_programs(), "gzip"),
-        target.layer(entries(_etc()), "zstd"),
-        target.layer(entries([Entry(name="etc/.wh.removed"), Entry(name="etc/motd", data=b"orlop\n")]), "gzip"),
+        target.layer(content, compression) for content in (_busybox_programs(), entries(_etc()), entries(changes))
     ]
     config = {"Env": [PATH], "Cmd": ["sh"], "WorkingDir": "/"}
     return target.manifest(layers, config, layout.host_platform())
@@ -245,6 +246,7 @@ def _debian_etc() -> Iterator[Entry]:
 
 RECIPES: Final[Mapping[str, Callable[[Layout], Mapping[str, Any]]]] = {
     "busybox": busybox,
+    "busybox-zstd": partial(busybox, compression="zstd"),
     "busybox-multi": busybox_multi,
     "debian": debian,
 }

@@ -7,8 +7,9 @@ Debian packages are downloaded with `apt-get download` and unpacked into `.peers
     .peers/usr/lib/<triplet>      shared libraries the host lacks
     .peers/stamp.json             what was fetched, and for which list and host
 
-Nothing is installed, replaced or started, and no maintainer script runs. The work happens in `.peers.new`, which takes
-the place of `.peers` at the end, under a lock: who sees `.peers` sees all of it. With a fresh stamp the run ends at once.
+Nothing is installed, replaced or started, and no maintainer script runs. The work happens in `.peers.new`, which
+takes the place of `.peers` at the end, under a lock: who sees `.peers` sees all of it. With a fresh stamp the run ends
+at once.
 
 Usage: tools/peers.py [--force] [--print]. Needs only the Python that the system has.
 """
