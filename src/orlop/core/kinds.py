@@ -1,4 +1,7 @@
-"""The kinds of plug-ins, with containerd's names and the Python type of their instances."""
+"""The kinds of plug-ins, with containerd's names and the Python type of their instances.
+
+Kinds whose instances live in a room of `core` that need not be imported to name them are typed for the checker only.
+"""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -6,15 +9,18 @@ from orlop.core.plugin import Kind
 
 if TYPE_CHECKING:
     from orlop.base.rpc import Service
+    from orlop.core.events import Exchange
     from orlop.core.metadata import Database
+    from orlop.core.runtime import TaskManager
 
 METADATA: "Final[Kind[Database]]" = Kind("io.containerd.metadata.v1")
-EVENT: Final[Kind[Any]] = Kind("io.containerd.event.v1")
+EVENT: "Final[Kind[Exchange]]" = Kind("io.containerd.event.v1")
 CONTENT: Final[Kind[Any]] = Kind("io.containerd.content.v1")
 SNAPSHOTTER: Final[Kind[Any]] = Kind("io.containerd.snapshotter.v1")
 DIFFER: Final[Kind[Any]] = Kind("io.containerd.differ.v1")
 GC: Final[Kind[Any]] = Kind("io.containerd.gc.v1")
 LEASE: Final[Kind[Any]] = Kind("io.containerd.lease.v1")
-RUNTIME: Final[Kind[Any]] = Kind("io.containerd.runtime.v2")
+RUNTIME: "Final[Kind[TaskManager]]" = Kind("io.containerd.runtime.v2")
 SERVICE: Final[Kind[Any]] = Kind("io.containerd.service.v1")
 GRPC: "Final[Kind[Service]]" = Kind("io.containerd.grpc.v1")
+TTRPC: "Final[Kind[Service]]" = Kind("io.containerd.ttrpc.v1")

@@ -6,8 +6,8 @@
     SNAPSHOTTER             core.snapshots.Snapshotter                     overlayfs, native, …
     …
 
-A kind is typed: `context.get(KIND, id)` and `context.all(KIND)` give instances of the kind's Python type, so nobody casts.
-To skip is not to fail: `init` raises `SkipPlugin` where this host cannot do what the plug-in needs; any other error marks
+A kind is typed: `context.get(KIND, id)` and `context.all(KIND)` give instances of its Python type, so nobody casts.
+To skip is not to fail: `init` raises `SkipPlugin` where this host cannot do what it needs; any other error marks
 the plug-in as failed, and the daemon lives unless the configuration requires it.
 """
 
@@ -40,6 +40,7 @@ class Context(Protocol):
     Attributes:
         root: directory of this plug-in that survives a reboot; made on first use by the plug-in.
         state: directory of this plug-in that is gone after a boot.
+        daemon: the daemon's own configuration (`orlop.server.config.Config`): root, state, addresses, runtimes.
         config: the plug-in's section of the configuration over its defaults, as an instance of `Registration.config`.
         exports: facts for introspection, such as `root`; filled by `init`.
         capabilities: words for introspection; filled by `init`.
@@ -49,6 +50,9 @@ class Context(Protocol):
     root: Path
     state: Path
     config: Any
+    @property
+    def daemon(self) -> Any: ...
+
     exports: dict[str, str]
     capabilities: list[str]
     platforms: list[str]

@@ -1,0 +1,174 @@
+"""Shim binaries: which one serves a runtime name, and how one is started and asked to clean up.
+
+A name `io.containerd.runc.v2` means the program `containerd-shim-runc-v2`; an absolute path means itself. Names that
+our supervisor serves, and names in the configuration's `[runtimes]`, come first.
+
+Source: core/runtime/v2/{binary,shim_manager}.go and pkg/shim/util.go of containerd.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from orlop.api.runtime.task.v2 import shim_pb2
+from orlop.base.errdefs import DeadlineExceededError, InternalError, InvalidArgumentError, NotFoundError
+from orlop.core.runtime.bundle import Bootstrap, Bundle
+
+SUPERVISOR: Final = "containerd-shim-orlop-v1"
+SUPERVISOR_NAMES: Final = frozenset({"io.containerd.runc.v2", "io.containerd.orlop.v1"})
+START_TIMEOUT_S: Final = 30.0
+DELETE_TIMEOUT_S: Final = 30.0
+# The newest shim protocol that we speak; a shim that knows this variable answers with JSON.
+MAX_SHIM_VERSION: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShimBinary:
+    """A program that starts shims; `groups` is true for ours, which serves all containers of a namespace."""
+
+    path: Path
+    groups: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShimHost:
+    """What a shim is told of the daemon that starts it."""
+
+    address: str
+    ttrpc_address: str
+    publish_binary: str
+    debug: bool = False
+
+
+def supervisor_path() -> Path:
+    """Our supervisor: beside the running interpreter's scripts, else on PATH.
+
+    Raises:
+        NotFoundError: it is not installed.
+    """
+    beside = Path(sys.executable).parent / SUPERVISOR
+    if beside.exists():
+        return beside
+    found = shutil.which(SUPERVISOR)
+    if found is None:
+        raise NotFoundError(f"shim {SUPERVISOR}", hint="install the package orlop so that its scripts are on PATH")
+    return Path(found)
+
+
+def resolve(runtime: str, mapped: Mapping[str, str]) -> ShimBinary:
+    """The shim for a runtime name or path.
+
+    Raises:
+        InvalidArgumentError: neither a name of the form `io.containerd.runc.v2` nor an absolute path.
+        NotFoundError: there is no such program; the text says what was looked for.
+    """
+    if runtime in mapped:
+        return _at(Path(mapped[runtime]), f'runtime "{runtime}", mapped in the configuration')
+    if runtime in SUPERVISOR_NAMES:
+        return ShimBinary(path=supervisor_path(), groups=True)
+    if runtime.startswith("/"):
+        return _at(Path(runtime), "invalid custom binary path")
+    parts = runtime.split(".")
+    if "/" in runtime or len(parts) < 2 or not all(parts):
+        raise InvalidArgumentError(
+            f"failed to resolve runtime path: invalid runtime name {runtime}, correct runtime name should be either"
+            " format like `io.containerd.runc.v2` or a full path to the binary"
+        )
+    name = f"containerd-shim-{parts[-2]}-{parts[-1]}"
+    found = shutil.which(name)
+    if found is None:
+        raise NotFoundError(
+            f'failed to resolve runtime path: runtime "{runtime}" binary not installed "{name}": file does not exist'
+        )
+    return ShimBinary(path=Path(found), groups=name == SUPERVISOR)
+
+
+async def start(binary: ShimBinary, host: ShimHost, bundle: Bundle, options: bytes) -> Bootstrap:
+    """Start a shim for `bundle`, or be told of the running one that serves it too.
+
+    Args:
+        options: serialised Any of the runtime's options, for the shim's standard input.
+
+    Raises:
+        InternalError: the program cannot be run or failed; its output is quoted.
+        DeadlineExceededError: it took longer than START_TIMEOUT_S.
+    """
+    arguments = ["-namespace", bundle.namespace, "-address", host.address, "-publish-binary", host.publish_binary]
+    arguments += ["-id", bundle.id, *(["-debug"] if host.debug else []), "start"]
+    output = await _run(binary.path, arguments, host, bundle, options, START_TIMEOUT_S, phase="start")
+    try:
+        return Bootstrap.parse(output)
+    except InvalidArgumentError as error:
+        raise InternalError(f'task "{bundle.id}": start shim {binary.path}: {error.text}') from error
+
+
+async def delete(binary: ShimBinary, host: ShimHost, bundle: Bundle) -> shim_pb2.DeleteResponse:
+    """Let the shim's program clean up after a shim of `bundle` that is dead: kill, unmount, remove runtime state.
+
+    Raises:
+        InternalError, DeadlineExceededError: see `start`.
+    """
+    arguments = ["-namespace", bundle.namespace, "-address", host.address, "-publish-binary", host.publish_binary]
+    arguments += ["-id", bundle.id, "-bundle", os.fspath(bundle.path), "delete"]
+    output = await _run(binary.path, arguments, host, bundle, b"", DELETE_TIMEOUT_S, phase="clean up after")
+    return shim_pb2.DeleteResponse.FromString(output)
+
+
+def _at(path: Path, what: str) -> ShimBinary:
+    if not path.exists():
+        raise NotFoundError(f"failed to resolve runtime path: {what}: stat {path}: no such file or directory")
+    return ShimBinary(path=path, groups=path.name == SUPERVISOR)
+
+
+async def _run(
+    program: Path,
+    arguments: Sequence[str],
+    host: ShimHost,
+    bundle: Bundle,
+    stdin: bytes,
+    timeout_s: float,
+    *,
+    phase: str,
+) -> bytes:
+    what = f'task "{bundle.id}": {phase} shim {program}'
+    environment = {
+        **os.environ,
+        "TTRPC_ADDRESS": host.ttrpc_address,
+        "GRPC_ADDRESS": host.address,
+        "NAMESPACE": bundle.namespace,
+        "MAX_SHIM_VERSION": str(MAX_SHIM_VERSION),
+        "GOMAXPROCS": os.environ.get("GOMAXPROCS", "2"),
+    }
+    try:
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *arguments,
+            cwd=bundle.path,
+            env=environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise InternalError(f"{what}: {error}") from error
+    try:
+        async with asyncio.timeout(timeout_s):
+            output, errors = await process.communicate(stdin)
+    except TimeoutError as error:
+        raise DeadlineExceededError(f"{what}: no answer within {timeout_s:g} s") from error
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        words = (errors + output).decode(errors="replace").strip()[-2000:]
+        raise InternalError(f"{what}: exit status {process.returncode}: {words or 'no output'}")
+    return output

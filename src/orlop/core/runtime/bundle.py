@@ -1,0 +1,206 @@
+"""Bundles on disk.
+
+    <state>/<namespace>/<id>/         0700, or 0710 for the group of a remapped root (user namespaces)
+        config.json                   the runtime spec, byte for byte as the client gave it
+        rootfs/                       where the shim mounts
+        work -> <root>/<namespace>/<id>
+        bootstrap.json                how to reach the shim: {"version", "address", "protocol"}
+        address                       the same for tools of older releases
+        shim-binary-path              which shim serves this bundle
+        log                           FIFO for the shim's log, foreign shims only
+
+`<state>/.<id>` is a bundle that is being deleted. Whatever the shim keeps beside these is the shim's own.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from orlop.base import identifiers
+from orlop.base.errdefs import InternalError, InvalidArgumentError, ResourceExhaustedError
+from orlop.core.mount.perform import unmount_all
+
+SPEC_TYPE_PREFIX: Final = "types.containerd.io/opencontainers/runtime-spec/"
+_FULL: Final = frozenset({28, 122})  # ENOSPC, EDQUOT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """How to reach a shim, as it said on starting. Source: BootstrapParams in containerd's pkg/shim."""
+
+    address: str
+    version: int = 2
+    protocol: str = "ttrpc"
+
+    @classmethod
+    def parse(cls, output: bytes) -> "Bootstrap":
+        """Read what a shim printed: JSON, or just an address for protocol version 2.
+
+        Raises:
+            InvalidArgumentError: neither of the two.
+        """
+        text = output.decode(errors="replace").strip()
+        if not text.startswith("{"):
+            if "://" not in text:
+                raise InvalidArgumentError(f"shim printed no address: {text[:200]!r}")
+            return cls(address=text)
+        try:
+            table = json.loads(text)
+            return cls(address=str(table["address"]), version=int(table["version"]), protocol=str(table["protocol"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidArgumentError(f"shim printed no usable bootstrap: {text[:200]!r}") from error
+
+    def encode(self) -> bytes:
+        """As `bootstrap.json` holds it."""
+        return json.dumps({"version": self.version, "address": self.address, "protocol": self.protocol}).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """One bundle; making the value touches nothing."""
+
+    namespace: str
+    id: str
+    path: Path
+
+    @property
+    def rootfs(self) -> Path:
+        return self.path / "rootfs"
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a small file into the bundle, whole or not at all."""
+        scratch = self.path / f".{name}"
+        scratch.write_bytes(data)
+        scratch.replace(self.path / name)
+
+    def bootstrap(self) -> Bootstrap | None:
+        """How to reach the shim, or None when the bundle does not say (its start was cut short)."""
+        for name in ("bootstrap.json", "address"):
+            try:
+                return Bootstrap.parse((self.path / name).read_bytes())
+            except (FileNotFoundError, InvalidArgumentError):
+                continue
+        return None
+
+    def save(self, bootstrap: Bootstrap, binary: Path) -> None:
+        """Record how to reach the shim, so that the next daemon and containerd's tools find it."""
+        self.write("bootstrap.json", bootstrap.encode())
+        self.write("address", bootstrap.address.encode())
+        self.write("shim-binary-path", os.fsencode(binary))
+
+    def binary(self) -> Path | None:
+        """The shim that serves this bundle, if it is recorded."""
+        try:
+            return Path(os.fsdecode((self.path / "shim-binary-path").read_bytes()))
+        except FileNotFoundError:
+            return None
+
+    def delete(self) -> None:
+        """Unmount what is below, then remove the bundle and its work directory; what is not there is fine.
+
+        Raises:
+            InternalError: a mount cannot be undone or a directory not removed; names the path.
+        """
+        work = None
+        with contextlib.suppress(OSError):
+            work = Path(os.readlink(self.path / "work"))
+        try:
+            unmount_all(os.fspath(self.rootfs))
+            _remove(self.path)
+            if work is not None:
+                _remove(work)
+        except OSError as error:
+            raise InternalError(f'task "{self.id}": delete bundle {self.path}: {error}') from error
+
+
+class Bundles:
+    """The bundles of one daemon, below a state and a root directory."""
+
+    def __init__(self, state: Path, root: Path) -> None:
+        self.state = state
+        self.root = root
+
+    def get(self, namespace: str, task_id: str) -> Bundle:
+        """The bundle of that name, whether it is there or not."""
+        return Bundle(namespace=namespace, id=task_id, path=self.state / namespace / task_id)
+
+    def create(self, namespace: str, task_id: str, spec_type: str, spec: bytes) -> Bundle:
+        """Make a bundle; a stale one of that name (no task has it) is removed first.
+
+        Raises:
+            InvalidArgumentError: the id is not valid, or the spec is not JSON.
+            ResourceExhaustedError: the file system of the bundles is full.
+            InternalError: it cannot be made.
+        """
+        identifiers.validate(task_id)
+        bundle = self.get(namespace, task_id)
+        work = self.root / namespace / task_id
+        try:
+            bundle.path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+            work.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+            if bundle.path.exists():
+                bundle.delete()
+            if work.exists():
+                _remove(work)
+            with contextlib.ExitStack() as undo:
+                bundle.path.mkdir(mode=0o700)
+                undo.callback(_remove, bundle.path)
+                if spec_type.startswith(SPEC_TYPE_PREFIX):
+                    _open_to_mapped_root(bundle.path, spec, task_id)
+                bundle.rootfs.mkdir(mode=0o711)
+                work.mkdir(mode=0o711)
+                undo.callback(_remove, work)
+                (bundle.path / "work").symlink_to(work)
+                if spec:
+                    (bundle.path / "config.json").write_bytes(spec)
+                undo.pop_all()
+        except OSError as error:
+            cls = ResourceExhaustedError if error.errno in _FULL else InternalError
+            raise cls(f'task "{task_id}": create bundle {bundle.path}: {error}') from error
+        return bundle
+
+    def __iter__(self) -> Iterator[Bundle]:
+        """Every bundle on disk; hidden names are deletions that were cut short and are removed on the way."""
+        for namespace in _directories(self.state):
+            for path in _directories(namespace):
+                if path.name.startswith("."):
+                    with contextlib.suppress(OSError):  # tried again at the next start
+                        unmount_all(os.fspath(path / "rootfs"))
+                        shutil.rmtree(path)
+                    continue
+                yield Bundle(namespace=namespace.name, id=path.name, path=path)
+
+
+def _directories(path: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.is_symlink())
+    except FileNotFoundError:
+        return []
+
+
+def _remove(path: Path) -> None:
+    """Rename out of sight, then remove, so that a crash leaves nothing that looks whole."""
+    hidden = path.parent / f".{path.name}"
+    with contextlib.suppress(FileNotFoundError):
+        if hidden.exists():
+            shutil.rmtree(hidden)
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+
+
+def _open_to_mapped_root(path: Path, spec: bytes, task_id: str) -> None:
+    """Let the group of a remapped root enter the bundle. Source: prepareBundleDirectoryPermissions in containerd."""
+    try:
+        table = json.loads(spec)
+        mappings = (table.get("linux") or {}).get("gidMappings") or []
+        gid = next((int(m["hostID"]) for m in mappings if int(m["containerID"]) == 0), 0)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise InvalidArgumentError(f'task "{task_id}": runtime spec cannot be read: {error}') from error
+    if gid:
+        os.chown(path, -1, gid)
+        path.chmod(0o710)

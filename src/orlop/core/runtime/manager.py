@@ -1,0 +1,333 @@
+"""The tasks of all namespaces: created, found again after a restart, cleaned up when their shim is dead.
+
+Nothing here survives the daemon: what is true lies in the bundles and in the shims. `load()` asks them.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from orlop.api.events import task_pb2
+from orlop.api.runtime.task.v2 import shim_pb2
+from orlop.api.types import mount_pb2
+from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError, UnavailableError
+from orlop.core.mount import Mount
+from orlop.core.runtime import binaries
+from orlop.core.runtime.binaries import ShimBinary, ShimHost
+from orlop.core.runtime.bundle import Bootstrap, Bundle, Bundles
+from orlop.core.runtime.shimlog import ShimLogs
+from orlop.core.runtime.shims import Shim
+from orlop.core.runtime.tasks import ProcessIO, Task, absent
+
+log: Final = logging.getLogger(__name__)
+
+REVIVE_PAUSES_S: Final = (0.0, 0.1, 0.5, 2.0)
+SHUTDOWN_TIMEOUT_S: Final = 5.0
+# What a process whose shim has died is said to have ended with when nobody knows: killed. As containerd says it.
+KILLED: Final = 137
+
+Publish = Callable[[str, str, Message], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateOptions:
+    """What makes a task of a container.
+
+    Attributes:
+        runtime: name or absolute path.
+        spec_type, spec: the runtime spec as the client gave it.
+        options: the runtime's options; those of the task win over those of the container.
+        checkpoint: directory of a checkpoint to restore, or empty.
+    """
+
+    runtime: str
+    spec_type: str
+    spec: bytes
+    rootfs: Sequence[Mount] = ()
+    io: ProcessIO = field(default_factory=ProcessIO)
+    options: AnyMessage | None = None
+    checkpoint: str = ""
+
+
+class TaskManager:
+    """Starts shims, keeps connections to them and knows every task by namespace and id."""
+
+    def __init__(self, bundles: Bundles, host: ShimHost, publish: Publish, mapped: Mapping[str, str]) -> None:
+        self._bundles = bundles
+        self._host = host
+        self._publish = publish
+        self._mapped = mapped
+        self._tasks: dict[tuple[str, str], Task] = {}
+        self._creating: set[tuple[str, str]] = set()
+        self._shims: dict[tuple[str, str], Shim] = {}
+        self._starts: dict[str, asyncio.Lock] = {}
+        self._logs = ShimLogs()
+        self._closing = False
+
+    def get(self, namespace: str, task_id: str) -> Task:
+        """The task of that name.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        task = self._tasks.get((namespace, task_id))
+        if task is None:
+            raise absent(task_id)
+        return task
+
+    def of_namespace(self, namespace: str) -> list[Task]:
+        """The tasks of a namespace, by id."""
+        return [task for (owner, _), task in sorted(self._tasks.items()) if owner == namespace]
+
+    def all(self) -> list[Task]:
+        """The tasks of all namespaces."""
+        return list(self._tasks.values())
+
+    async def create(self, namespace: str, task_id: str, options: CreateOptions) -> int:
+        """Create a task and return the pid of its init process, which waits to be started.
+
+        All or nothing: when this raises, the bundle, the mounts and what the runtime had made are gone.
+
+        Raises:
+            AlreadyExistsError: the container has a task.
+            NotFoundError, InvalidArgumentError: the runtime cannot be found; see `binaries.resolve`.
+            OrlopError: what the shim or the OCI runtime said.
+        """
+        key = (namespace, task_id)
+        if key in self._tasks or key in self._creating:
+            raise AlreadyExistsError(f"task {task_id}")
+        binary = binaries.resolve(options.runtime, self._mapped)
+        self._creating.add(key)
+        try:
+            bundle = self._bundles.create(namespace, task_id, options.spec_type, options.spec)
+            try:
+                shim = await self._shim_for(bundle, binary, options.options)
+            except BaseException:
+                await self._discard(bundle)
+                raise
+            try:
+                reply = await self._create_in(shim, bundle, options)
+            except BaseException:
+                await asyncio.shield(self._abandon(shim, bundle))
+                raise
+            self._tasks[key] = Task(bundle, shim)
+            return reply.pid
+        finally:
+            self._creating.discard(key)
+
+    async def delete(self, namespace: str, task_id: str) -> shim_pb2.DeleteResponse:
+        """Delete a stopped task with its bundle; a foreign shim is shut down with its last task.
+
+        Raises:
+            NotFoundError: there is none.
+            FailedPreconditionError: it still runs.
+        """
+        task = self.get(namespace, task_id)
+        async with task.lock:
+            if self._tasks.get((namespace, task_id)) is not task:
+                raise absent(task_id)
+            try:
+                reply = await task.delete()
+            except NotFoundError:
+                await self._forget(task)
+                raise
+            await self._forget(task)
+        return reply
+
+    async def load(self) -> None:
+        """Find the tasks that an earlier daemon left, and clean up after shims that are gone."""
+        bundles = await asyncio.to_thread(list, self._bundles)
+        async with asyncio.TaskGroup() as group:
+            for bundle in bundles:
+                group.create_task(self._load_one(bundle), name=f"load {bundle.namespace}/{bundle.id}")
+
+    async def close(self) -> None:
+        """Let go of all shims; tasks go on."""
+        self._closing = True
+        await asyncio.gather(*(shim.close() for shim in self._shims.values()))
+        self._logs.close()
+
+    async def _shim_for(self, bundle: Bundle, binary: ShimBinary, options: AnyMessage | None) -> Shim:
+        """The shim that will hold the bundle's task: a running supervisor of ours, or a new process."""
+        lock = self._starts.setdefault(bundle.namespace, asyncio.Lock()) if binary.groups else contextlib.nullcontext()
+        async with lock:
+            if binary.groups:
+                for (namespace, _), known in self._shims.items():
+                    if namespace == bundle.namespace and known.groups and known.alive():
+                        bundle.save(known.bootstrap, binary.path)
+                        known.tasks.add(bundle.id)
+                        return known
+            else:
+                self._logs.open(bundle.path)
+            serialised = options.SerializeToString() if options is not None else b""
+            bootstrap = await binaries.start(binary, self._host, bundle, serialised)
+            shim = await self._connect(bundle.namespace, bootstrap, binary)
+            bundle.save(bootstrap, binary.path)
+            shim.tasks.add(bundle.id)
+            return shim
+
+    async def _connect(self, namespace: str, bootstrap: Bootstrap, binary: ShimBinary | None) -> Shim:
+        key = (namespace, bootstrap.address)
+        known = self._shims.get(key)
+        if known is not None and known.alive():
+            return known
+        shim = Shim(namespace, bootstrap, binary)
+        await shim.connect(self._lost)
+        if shim.groups:
+            shim.revive = lambda: self._revive(shim)
+        self._shims[key] = shim
+        return shim
+
+    async def _create_in(self, shim: Shim, bundle: Bundle, options: CreateOptions) -> shim_pb2.CreateTaskResponse:
+        request = shim_pb2.CreateTaskRequest(
+            id=bundle.id,
+            bundle=str(bundle.path),
+            terminal=options.io.terminal,
+            stdin=options.io.stdin,
+            stdout=options.io.stdout,
+            stderr=options.io.stderr,
+            checkpoint=options.checkpoint,
+            options=options.options,
+            rootfs=[
+                mount_pb2.Mount(type=m.type, source=m.source, target=m.target, options=m.options)
+                for m in options.rootfs
+            ],
+        )
+        return await shim.call("Create", request, shim_pb2.CreateTaskResponse)
+
+    async def _abandon(self, shim: Shim, bundle: Bundle) -> None:
+        """Undo what a failed create left; the first error is the caller's, so failures here are logged."""
+        shim.tasks.discard(bundle.id)
+        with contextlib.suppress(OrlopError):  # most often NotFound: the shim undid its own part
+            await shim.call(
+                "Delete", shim_pb2.DeleteRequest(id=bundle.id), shim_pb2.DeleteResponse, timeout_s=SHUTDOWN_TIMEOUT_S
+            )
+        if not shim.groups:
+            await self._shut_down(shim, bundle)
+        await self._discard(bundle)
+
+    async def _forget(self, task: Task) -> None:
+        self._tasks.pop((task.namespace, task.id), None)
+        task.shim.tasks.discard(task.id)
+        if not task.shim.groups:
+            await self._shut_down(task.shim, task.bundle)
+        await self._discard(task.bundle)
+
+    async def _shut_down(self, shim: Shim, bundle: Bundle) -> None:
+        """Tell a foreign shim that this task was all; it ends by itself if it has no other."""
+        with contextlib.suppress(OrlopError):  # it may end before it answers
+            await shim.call("Shutdown", shim_pb2.ShutdownRequest(id=bundle.id), Empty, timeout_s=SHUTDOWN_TIMEOUT_S)
+        if not shim.tasks:
+            self._shims.pop((shim.namespace, shim.bootstrap.address), None)
+            await shim.close()
+
+    async def _discard(self, bundle: Bundle) -> None:
+        self._logs.forget(bundle.path)
+        try:
+            bundle.delete()
+        except OrlopError as error:
+            log.error("bundle is left", extra={"namespace": bundle.namespace, "id": bundle.id, "error": str(error)})
+
+    async def _load_one(self, bundle: Bundle) -> None:
+        bootstrap, path = bundle.bootstrap(), bundle.binary()
+        binary = ShimBinary(path=path, groups=path.name == binaries.SUPERVISOR) if path else None
+        if bootstrap is None:
+            log.warning("bundle without a shim", extra={"namespace": bundle.namespace, "id": bundle.id})
+            await self._bury(bundle, binary)
+            return
+        try:
+            async with self._starts.setdefault(f"{bundle.namespace}\0{bootstrap.address}", asyncio.Lock()):
+                shim = await self._find(bundle, bootstrap, binary)
+            task = Task(bundle, shim)
+            shim.tasks.add(bundle.id)
+            await task.state()
+        except (OrlopError, OSError) as error:
+            fields = {"namespace": bundle.namespace, "id": bundle.id, "error": str(error)}
+            log.warning("task is lost with its shim", extra=fields)
+            await self._bury(bundle, binary)
+            return
+        if not shim.groups:
+            self._logs.open(bundle.path)
+        self._tasks[bundle.namespace, bundle.id] = task
+
+    async def _find(self, bundle: Bundle, bootstrap: Bootstrap, binary: ShimBinary | None) -> Shim:
+        """Connect to the recorded shim; a supervisor of ours that died meanwhile gets its successor."""
+        try:
+            return await self._connect(bundle.namespace, bootstrap, binary)
+        except UnavailableError:
+            if binary is None or not binary.groups:
+                raise
+        log.info("supervisor is gone, starting its successor", extra={"namespace": bundle.namespace})
+        successor = await binaries.start(binary, self._host, bundle, b"")
+        return await self._connect(bundle.namespace, successor, binary)
+
+    async def _lost(self, shim: Shim) -> None:
+        """A connection broke: a supervisor's tasks get a successor, a foreign shim's are dead with it."""
+        if self._closing:
+            return
+        if shim.groups:
+            if shim.tasks:
+                with contextlib.suppress(OrlopError):  # logged there; the next call tries again
+                    await self._revive(shim)
+            else:
+                self._shims.pop((shim.namespace, shim.bootstrap.address), None)
+            return
+        self._shims.pop((shim.namespace, shim.bootstrap.address), None)
+        for task_id in sorted(shim.tasks):
+            task = self._tasks.pop((shim.namespace, task_id), None)
+            if task is not None:
+                await self._bury(task.bundle, shim.binary)
+
+    async def _revive(self, shim: Shim) -> None:
+        """Give a dead supervisor's tasks to its successor, which finds them by their records.
+
+        Raises:
+            UnavailableError: no successor could be started; names the last reason.
+        """
+        if shim.alive():
+            return
+        if shim.binary is None or not shim.tasks:
+            raise UnavailableError(f"shim {shim.bootstrap.address}: the supervisor is gone")
+        bundle = self._bundles.get(shim.namespace, min(shim.tasks))
+        last: OrlopError | None = None
+        for pause in REVIVE_PAUSES_S:
+            await asyncio.sleep(pause)
+            if shim.alive():
+                return
+            try:
+                shim.bootstrap = await binaries.start(shim.binary, self._host, bundle, b"")
+                await shim.connect(self._lost)
+            except OrlopError as error:
+                last = error
+                fields = {"namespace": shim.namespace, "error": str(error)}
+                log.warning("successor of a supervisor did not start", extra=fields)
+                continue
+            log.info("successor took over", extra={"namespace": shim.namespace, "tasks": len(shim.tasks)})
+            return
+        raise UnavailableError(f"shim {shim.bootstrap.address}: no successor could be started: {last}") from last
+
+    async def _bury(self, bundle: Bundle, binary: ShimBinary | None) -> None:
+        """Clean up after a dead shim and tell everyone that its task has ended."""
+        exit_status, exited_at, pid = KILLED, time.time_ns(), 0
+        if binary is not None:
+            try:
+                reply = await binaries.delete(binary, self._host, bundle)
+                exit_status, pid = reply.exit_status, reply.pid
+                exited_at = reply.exited_at.ToNanoseconds() or exited_at
+            except OrlopError as error:
+                log.error("dead shim", extra={"namespace": bundle.namespace, "id": bundle.id, "error": str(error)})
+        exited = task_pb2.TaskExit(container_id=bundle.id, id=bundle.id, pid=pid, exit_status=exit_status)
+        exited.exited_at.FromNanoseconds(exited_at)
+        deleted = task_pb2.TaskDelete(container_id=bundle.id, pid=pid, exit_status=exit_status)
+        deleted.exited_at.FromNanoseconds(exited_at)
+        self._publish(bundle.namespace, "/tasks/exit", exited)
+        self._publish(bundle.namespace, "/tasks/delete", deleted)
+        await self._discard(bundle)

@@ -1,0 +1,209 @@
+"""The Tasks service: containers' processes, through the shims that hold them.
+
+Source: plugins/services/tasks/local.go of containerd for what is checked, in which order and with which words.
+"""
+
+import logging
+import time
+from typing import Any, Final
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+
+from orlop.api.runtime.task.v2 import shim_pb2
+from orlop.api.services.tasks.v1 import tasks_pb2
+from orlop.api.types import metrics_pb2
+from orlop.api.types.runc.options.oci_pb2 import CheckpointOptions, Options
+from orlop.api.types.task import task_pb2
+from orlop.base import filters, namespaces
+from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError, UnavailableError, UnimplementedError
+from orlop.base.rpc import Call, Service, bind
+from orlop.core import containers
+from orlop.core.kinds import CONTAINERS, GRPC, RUNTIME
+from orlop.core.mount import Mount
+from orlop.core.plugin import Context, Registration
+from orlop.core.runtime import CreateOptions, Task, TaskManager
+from orlop.core.runtime.tasks import ProcessIO
+
+log: Final = logging.getLogger(__name__)
+
+
+class Tasks:
+    """containerd.services.tasks.v1.Tasks."""
+
+    def __init__(self, store: containers.Store, manager: TaskManager) -> None:
+        self._containers = store
+        self._manager = manager
+
+    async def create(self, call: Call, request: tasks_pb2.CreateTaskRequest) -> tasks_pb2.CreateTaskResponse:
+        namespace = namespaces.validate(call.namespace)
+        container = self._containers.get(namespace, request.container_id)
+        if request.HasField("checkpoint"):
+            raise UnimplementedError(f"task {request.container_id}: create from a checkpoint image")
+        task_options = request.options if request.HasField("options") else None
+        checkpoint = _unpack(task_options, Options).criu_image_path if task_options is not None else ""
+        options = CreateOptions(
+            runtime=request.runtime_path or container.runtime.name,
+            spec_type=container.spec.type_url if container.spec is not None else "",
+            spec=container.spec.value if container.spec is not None else b"",
+            rootfs=[
+                Mount(type=m.type, source=m.source, target=m.target, options=tuple(m.options)) for m in request.rootfs
+            ],
+            io=ProcessIO(
+                stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
+            ),
+            options=task_options if task_options is not None and task_options.value else container.runtime.options,
+            checkpoint=checkpoint,
+        )
+        pid = await self._manager.create(namespace, request.container_id, options)
+        return tasks_pb2.CreateTaskResponse(container_id=request.container_id, pid=pid)
+
+    async def start(self, call: Call, request: tasks_pb2.StartRequest) -> tasks_pb2.StartResponse:
+        task = self._task(call, request.container_id)
+        return tasks_pb2.StartResponse(pid=await task.start(request.exec_id))
+
+    async def delete(self, call: Call, request: tasks_pb2.DeleteTaskRequest) -> tasks_pb2.DeleteResponse:
+        task = self._task(call, request.container_id)
+        reply = await self._manager.delete(task.namespace, task.id)
+        return tasks_pb2.DeleteResponse(pid=reply.pid, exit_status=reply.exit_status, exited_at=reply.exited_at)
+
+    async def delete_process(self, call: Call, request: tasks_pb2.DeleteProcessRequest) -> tasks_pb2.DeleteResponse:
+        task = self._task(call, request.container_id)
+        await task.state(request.exec_id)
+        reply = await task.delete_exec(request.exec_id)
+        return tasks_pb2.DeleteResponse(
+            id=request.exec_id, pid=reply.pid, exit_status=reply.exit_status, exited_at=reply.exited_at
+        )
+
+    async def get(self, call: Call, request: tasks_pb2.GetRequest) -> tasks_pb2.GetResponse:
+        task = self._task(call, request.container_id)
+        state = await task.state(request.exec_id)
+        return tasks_pb2.GetResponse(process=_process(request.exec_id or task.id, state))
+
+    async def list(self, call: Call, _request: tasks_pb2.ListTasksRequest) -> tasks_pb2.ListTasksResponse:
+        response = tasks_pb2.ListTasksResponse()
+        for task in self._manager.of_namespace(namespaces.validate(call.namespace)):
+            try:
+                state = await task.state()
+            except NotFoundError:
+                continue  # deleted meanwhile
+            except (OrlopError, OSError) as error:
+                log.error("state of a task", extra={"namespace": task.namespace, "id": task.id, "error": str(error)})
+                continue
+            response.tasks.append(_process(task.id, state))
+        return response
+
+    async def kill(self, call: Call, request: tasks_pb2.KillRequest) -> Empty:
+        task = self._task(call, request.container_id)
+        await task.kill(request.signal, exec_id=request.exec_id, everyone=request.all)
+        return Empty()
+
+    async def exec(self, call: Call, request: tasks_pb2.ExecProcessRequest) -> Empty:
+        if not request.exec_id:
+            raise InvalidArgumentError("exec id cannot be empty")
+        task = self._task(call, request.container_id)
+        stdio = ProcessIO(
+            stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
+        )
+        await task.exec(request.exec_id, request.spec, stdio)
+        return Empty()
+
+    async def resize_pty(self, call: Call, request: tasks_pb2.ResizePtyRequest) -> Empty:
+        task = self._task(call, request.container_id)
+        await task.resize_pty(request.width, request.height, exec_id=request.exec_id)
+        return Empty()
+
+    async def close_io(self, call: Call, request: tasks_pb2.CloseIORequest) -> Empty:
+        task = self._task(call, request.container_id)
+        if request.exec_id:
+            await task.state(request.exec_id)
+        if request.stdin:
+            await task.close_stdin(exec_id=request.exec_id)
+        return Empty()
+
+    async def pause(self, call: Call, request: tasks_pb2.PauseTaskRequest) -> Empty:
+        await self._task(call, request.container_id).pause()
+        return Empty()
+
+    async def resume(self, call: Call, request: tasks_pb2.ResumeTaskRequest) -> Empty:
+        await self._task(call, request.container_id).resume()
+        return Empty()
+
+    async def list_pids(self, call: Call, request: tasks_pb2.ListPidsRequest) -> tasks_pb2.ListPidsResponse:
+        reply = await self._task(call, request.container_id).pids()
+        return tasks_pb2.ListPidsResponse(processes=reply.processes)
+
+    async def checkpoint(
+        self, call: Call, request: tasks_pb2.CheckpointTaskRequest
+    ) -> tasks_pb2.CheckpointTaskResponse:
+        task = self._task(call, request.container_id)
+        options = request.options if request.HasField("options") else None
+        path = _unpack(options, CheckpointOptions).image_path if options is not None else ""
+        if not path:
+            raise UnimplementedError(f"task {task.id}: checkpoint into the content store", hint="give an image path")
+        await task.checkpoint(path, options)
+        return tasks_pb2.CheckpointTaskResponse()
+
+    async def update(self, call: Call, request: tasks_pb2.UpdateTaskRequest) -> Empty:
+        task = self._task(call, request.container_id)
+        await task.update(request.resources, request.annotations)
+        return Empty()
+
+    async def metrics(self, call: Call, request: tasks_pb2.MetricsRequest) -> tasks_pb2.MetricsResponse:
+        matches = filters.parse_all(request.filters)
+        response = tasks_pb2.MetricsResponse()
+        for task in self._manager.of_namespace(namespaces.validate(call.namespace)):
+            if not matches(filters.adapt({"id": task.id, "namespace": task.namespace})):
+                continue
+            metric = metrics_pb2.Metric(id=task.id)
+            metric.timestamp.FromNanoseconds(time.time_ns())
+            try:
+                metric.data.CopyFrom(await task.stats())
+            except NotFoundError:
+                continue  # deleted meanwhile
+            except OrlopError as error:
+                log.error("metrics of a task", extra={"namespace": task.namespace, "id": task.id, "error": str(error)})
+                continue
+            response.metrics.append(metric)
+        return response
+
+    async def wait(self, call: Call, request: tasks_pb2.WaitRequest) -> tasks_pb2.WaitResponse:
+        task = self._task(call, request.container_id)
+        if request.exec_id:
+            await task.state(request.exec_id)
+        reply = await task.wait(request.exec_id)
+        return tasks_pb2.WaitResponse(exit_status=reply.exit_status, exited_at=reply.exited_at)
+
+    def _task(self, call: Call, container_id: str) -> Task:
+        namespace = namespaces.validate(call.namespace)
+        self._containers.get(namespace, container_id)
+        return self._manager.get(namespace, container_id)
+
+
+def _process(process_id: str, state: shim_pb2.StateResponse) -> task_pb2.Process:
+    return task_pb2.Process(
+        id=process_id,
+        pid=state.pid,
+        status=state.status,
+        stdin=state.stdin,
+        stdout=state.stdout,
+        stderr=state.stderr,
+        terminal=state.terminal,
+        exit_status=state.exit_status,
+        exited_at=state.exited_at,
+    )
+
+
+def _unpack(options: AnyMessage | None, cls: Any) -> Any:
+    """Options as `cls`, or an empty message when they are of another type (a foreign runtime's). Any: two classes."""
+    if options is None or options.type_url.rpartition("/")[2] != cls.DESCRIPTOR.full_name:
+        return cls()
+    return cls.FromString(options.value)
+
+
+def _init(context: Context) -> Service:
+    tasks = Tasks(context.get(CONTAINERS), context.get(RUNTIME))
+    return bind(tasks_pb2.DESCRIPTOR.services_by_name["Tasks"], tasks)
+
+
+REGISTRATION: Final = Registration(kind=GRPC, id="tasks", requires=(CONTAINERS, RUNTIME), init=_init)
