@@ -6,6 +6,8 @@ Sources: image-spec's media-types.md; containerd's core/images/mediatypes.go; di
 from enum import StrEnum
 from typing import Final
 
+from orlop.base.errdefs import UnimplementedError
+
 OCI_DESCRIPTOR: Final = "application/vnd.oci.descriptor.v1+json"
 OCI_LAYOUT_HEADER: Final = "application/vnd.oci.layout.header.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -40,6 +42,8 @@ CHECKPOINT_RUNTIME_NAME: Final = "application/vnd.containerd.container.checkpoin
 CHECKPOINT_RUNTIME_OPTIONS: Final = "application/vnd.containerd.container.checkpoint.runtime.options+proto"
 
 EROFS_LAYER: Final = "application/vnd.erofs.layer.v1"
+EROFS: Final = "application/vnd.erofs"
+EROFS_CHUNKS: Final = "application/vnd.erofs.chunk-index.v1"
 IN_TOTO: Final = "application/vnd.in-toto+json"
 OCTET_STREAM: Final = "application/octet-stream"
 
@@ -48,22 +52,14 @@ MANIFEST_ACCEPT: Final = ", ".join((DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, OCI_M
 
 _MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 _INDEXES: Final = frozenset({OCI_INDEX, DOCKER_MANIFEST_LIST})
-_CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG, CHECKPOINT_CONFIG})
-_CHECKPOINTS: Final = frozenset(
-    {CHECKPOINT, CHECKPOINT_PREDUMP, CHECKPOINT_RESOURCE, CHECKPOINT_RW, CHECKPOINT_OPTIONS}
+_IMAGE_CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+_KNOWN_CONFIGS: Final = _IMAGE_CONFIGS | {CHECKPOINT, CHECKPOINT_CONFIG}
+_DOCKER_OPEN_LAYERS: Final = frozenset({DOCKER_LAYER, DOCKER_LAYER_FOREIGN})
+_DOCKER_GZIP_LAYERS: Final = frozenset({DOCKER_LAYER_GZIP, DOCKER_LAYER_FOREIGN_GZIP})
+_OTHER_LAYERS: Final = (
+    _DOCKER_OPEN_LAYERS | _DOCKER_GZIP_LAYERS | {DOCKER_LAYER_ZSTD} | {EROFS_LAYER, EROFS, EROFS_CHUNKS}
 )
-_NONDISTRIBUTABLE: Final = frozenset(
-    {
-        OCI_LAYER_NONDISTRIBUTABLE,
-        OCI_LAYER_NONDISTRIBUTABLE_GZIP,
-        OCI_LAYER_NONDISTRIBUTABLE_ZSTD,
-        DOCKER_LAYER_FOREIGN,
-        DOCKER_LAYER_FOREIGN_GZIP,
-    }
-)
-_DOCKER_LAYERS: Final = frozenset(
-    {DOCKER_LAYER, DOCKER_LAYER_GZIP, DOCKER_LAYER_ZSTD, DOCKER_LAYER_FOREIGN, DOCKER_LAYER_FOREIGN_GZIP}
-)
+_OCI_TAR_LAYERS: Final = frozenset({OCI_LAYER, OCI_LAYER_NONDISTRIBUTABLE})
 
 
 class Compression(StrEnum):
@@ -90,43 +86,56 @@ def is_index(media_type: str) -> bool:
 
 
 def is_config(media_type: str) -> bool:
-    """Whether this is the type of an image's config, or of a checkpoint's."""
-    return media_type in _CONFIGS
+    """Whether this is the type of an image's config."""
+    return media_type in _IMAGE_CONFIGS
+
+
+def is_known_config(media_type: str) -> bool:
+    """Whether this is a config of an image or of a checkpoint."""
+    return media_type in _KNOWN_CONFIGS
 
 
 def is_layer(media_type: str) -> bool:
     """Whether this is a layer of a root file system, of whatever compression."""
-    if media_type.startswith("application/vnd.oci.image.layer."):
-        return True
-    return parse(media_type)[0] in _DOCKER_LAYERS or parse(media_type)[0] == EROFS_LAYER
+    return media_type.startswith("application/vnd.oci.image.layer.") or parse(media_type)[0] in _OTHER_LAYERS
 
 
 def is_docker(media_type: str) -> bool:
     return media_type.startswith("application/vnd.docker.")
 
 
+def is_attestation(media_type: str) -> bool:
+    return media_type == IN_TOTO
+
+
 def is_nondistributable(media_type: str) -> bool:
     """Whether a layer is fetched from its own URLs and is not pushed."""
-    return parse(media_type)[0] in _NONDISTRIBUTABLE or media_type in _NONDISTRIBUTABLE
+    return media_type.startswith(
+        ("application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign.")
+    )
 
 
-def is_known_config_or_layer(media_type: str) -> bool:
-    """Whether a blob of this type is known to have no children."""
-    return is_layer(media_type) or is_config(media_type) or media_type in _CHECKPOINTS
+def is_childless(media_type: str) -> bool:
+    """Whether a blob of this type is known to refer to nothing."""
+    return is_layer(media_type) or is_known_config(media_type)
 
 
 def layer_compression(media_type: str) -> Compression:
     """How a layer of this type is compressed; a Docker layer without a suffix may be anything.
 
-    Source: DiffCompression in containerd's core/images/mediatypes.go: Docker 1.12 and before said `.tar` of gzip.
+    Raises:
+        UnimplementedError: the type is none of a layer made of a tar.
+
+    Source: DiffCompression in containerd's core/images/mediatypes.go: old Dockers said `.tar` of gzip.
     """
     base, suffixes = parse(media_type)
-    if base in {DOCKER_LAYER_GZIP, DOCKER_LAYER_FOREIGN_GZIP}:
-        return Compression.GZIP
+    if base in _OCI_TAR_LAYERS:
+        last = max(suffixes, default="")  # what wraps, such as `encrypted`, sorts before
+        return Compression(last) if last in {"gzip", "zstd"} else Compression.NONE
+    if base in _DOCKER_OPEN_LAYERS:
+        return Compression.NONE if suffixes else Compression.UNKNOWN
+    if base in _DOCKER_GZIP_LAYERS:
+        return Compression.NONE if suffixes else Compression.GZIP
     if base == DOCKER_LAYER_ZSTD:
-        return Compression.ZSTD
-    if base in {DOCKER_LAYER, DOCKER_LAYER_FOREIGN}:
-        return Compression.UNKNOWN
-    if not suffixes:
-        return Compression.NONE
-    return {"gzip": Compression.GZIP, "zstd": Compression.ZSTD}.get(suffixes[-1], Compression.UNKNOWN)
+        return Compression.NONE if suffixes else Compression.ZSTD
+    raise UnimplementedError(f"unrecognised mediatype {media_type}")

@@ -23,7 +23,7 @@ MAX_SPEC_SIZE: Final = 16 << 20
 """Bytes; what a gRPC message may have, for a spec arrives in one."""
 
 VERSION: Final = "1.1.0"
-"""The version of the runtime-spec that specs made here name: the newest that runc 1.1 and crun 1.8 accept."""
+"""The version of the runtime-spec that specs made here name: crun 1.8 refuses any newer one."""
 
 TYPE_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 """Of a spec in a protobuf Any; the value is its JSON."""
