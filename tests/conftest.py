@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import host
-from tools import daemons, images, peers, residue
+from tools import daemons, host, images, peers, residue
 from tools.daemons import Containerd, Ctr, Orlopd, Registry
 from tools.images import Image
 
