@@ -69,6 +69,10 @@ class Context(Protocol):
         """Every working instance of that kind by id."""
         ...
 
+    def plugins(self) -> "Sequence[Status]":
+        """How every plug-in fares, in the order of their start; grows while the graph starts."""
+        ...
+
     def on_close(self, callback: Callable[[], Any]) -> None:
         """Call (and await, if it returns an awaitable) `callback` when the daemon stops, last registered first."""
         ...

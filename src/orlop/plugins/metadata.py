@@ -11,7 +11,7 @@ from orlop.core.plugin import Context, Registration
 def _init(context: Context) -> Database:
     database = Database(Path(context.daemon.root) / "meta.db", publisher=context.get(EVENT).publish)
     database.__enter__()
-    context.on_close(lambda: database.__exit__())
+    context.on_close(database.__exit__)
     context.exports["path"] = str(database.path)
     return database
 

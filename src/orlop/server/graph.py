@@ -41,6 +41,9 @@ class InitContext:
     def all(self, kind: Kind[T]) -> Mapping[str, T]:
         return self._graph.all(kind)
 
+    def plugins(self) -> Sequence[Status]:
+        return self._graph.status
+
     def on_close(self, callback: Callable[[], Any]) -> None:
         self._graph.on_close(callback)
 

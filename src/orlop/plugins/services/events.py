@@ -16,7 +16,7 @@ from orlop.core.plugin import Context, Registration
 
 
 class Events:
-    """containerd.services.events.v1.Events; its `forward` also is that of containerd.services.events.ttrpc.v1.Events."""
+    """containerd.services.events.v1.Events, and with `forward` also containerd.services.events.ttrpc.v1.Events."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange

@@ -16,7 +16,7 @@ from orlop.api.types import metrics_pb2
 from orlop.api.types.runc.options.oci_pb2 import CheckpointOptions, Options
 from orlop.api.types.task import task_pb2
 from orlop.base import filters, namespaces
-from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError, UnavailableError, UnimplementedError
+from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError, UnimplementedError
 from orlop.base.rpc import Call, Service, bind
 from orlop.core import containers
 from orlop.core.kinds import CONTAINERS, GRPC, RUNTIME
@@ -49,9 +49,7 @@ class Tasks:
             rootfs=[
                 Mount(type=m.type, source=m.source, target=m.target, options=tuple(m.options)) for m in request.rootfs
             ],
-            io=ProcessIO(
-                stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
-            ),
+            io=ProcessIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal),
             options=task_options if task_options is not None and task_options.value else container.runtime.options,
             checkpoint=checkpoint,
         )
@@ -102,9 +100,7 @@ class Tasks:
         if not request.exec_id:
             raise InvalidArgumentError("exec id cannot be empty")
         task = self._task(call, request.container_id)
-        stdio = ProcessIO(
-            stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
-        )
+        stdio = ProcessIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal)
         await task.exec(request.exec_id, request.spec, stdio)
         return Empty()
 

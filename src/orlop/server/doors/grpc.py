@@ -7,7 +7,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import grpc
 from grpc import aio
@@ -15,6 +15,9 @@ from grpc import aio
 from orlop.base.errdefs import UnavailableError
 from orlop.base.rpc import Call, Method, Peer, Service
 from orlop.server.doors import sockets, status_of, trace
+
+# Quoted: the class is generic for the type checker only.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 PEER: Final = Peer(door="grpc")
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -64,10 +67,10 @@ class GrpcDoor:
         await self._server.stop(STOP_GRACE_S)
         self._path.unlink(missing_ok=True)
 
-    def _handlers(self, services: Iterable[Service]) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    def _handlers(self, services: Iterable[Service]) -> dict[str, Handler]:
         return {method.name: self._handler(method) for service in services for method in service.methods.values()}
 
-    def _handler(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+    def _handler(self, method: Method) -> Handler:
         match method.client_streaming, method.server_streaming:
             case False, False:
                 return grpc.unary_unary_rpc_method_handler(self._unary(method))
@@ -140,10 +143,10 @@ class GrpcDoor:
 
 
 class _Handlers(grpc.GenericRpcHandler):
-    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self._handlers = handlers
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
         return self._handlers.get(handler_call_details.method)
 
 

@@ -1,4 +1,4 @@
-"""Unix sockets for the doors: a stale one is taken over, a live one is refused, access belongs to the configured owner."""
+"""Unix sockets for the doors: a stale one is taken over, a live one refused; access belongs to the configured owner."""
 
 import contextlib
 import os

@@ -1,0 +1,104 @@
+"""The Introspection service: which plug-ins there are and how they fare, and who this daemon is."""
+
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from google.protobuf.empty_pb2 import Empty
+
+from orlop.api.services.introspection.v1 import introspection_pb2
+from orlop.api.types import platform_pb2
+from orlop.base import filters
+from orlop.base.errdefs import FailedPreconditionError, NotFoundError, UnimplementedError, to_status
+from orlop.base.rpc import Call, Service, bind
+from orlop.core.kinds import GRPC, METADATA
+from orlop.core.metadata import Database, Transaction
+from orlop.core.plugin import Context, Registration, Status
+
+
+class Introspection:
+    """containerd.services.introspection.v1.Introspection."""
+
+    def __init__(self, plugins: Callable[[], Sequence[Status]], server_uuid: str) -> None:
+        self._plugins = plugins
+        self._uuid = server_uuid
+
+    def plugins(self, _call: Call, request: introspection_pb2.PluginsRequest) -> introspection_pb2.PluginsResponse:
+        matches = filters.parse_all(request.filters)
+        return introspection_pb2.PluginsResponse(
+            plugins=[_encode(status) for status in self._plugins() if matches(filters.adapt(_fields(status)))]
+        )
+
+    def plugin_info(
+        self, _call: Call, request: introspection_pb2.PluginInfoRequest
+    ) -> introspection_pb2.PluginInfoResponse:
+        for status in self._plugins():
+            if (status.registration.kind.name, status.registration.id) == (request.type, request.id):
+                if request.HasField("options"):
+                    raise UnimplementedError(f"plugin {status.registration.uri}: info with options")
+                return introspection_pb2.PluginInfoResponse(plugin=_encode(status))
+        raise NotFoundError(f"plugin {request.type}.{request.id}")
+
+    def server(self, _call: Call, _request: Empty) -> introspection_pb2.ServerResponse:
+        return introspection_pb2.ServerResponse(
+            uuid=self._uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino
+        )
+
+
+def _encode(status: Status) -> introspection_pb2.Plugin:
+    registration = status.registration
+    exports = dict(status.exports)
+    if registration.origin:
+        exports["origin"] = registration.origin
+    plugin = introspection_pb2.Plugin(
+        type=registration.kind.name,
+        id=registration.id,
+        requires=[kind.name for kind in registration.requires],
+        platforms=[_platform(text) for text in status.platforms],
+        exports=exports,
+        capabilities=status.capabilities,
+    )
+    if status.state == "skipped":
+        # Clients tell a skipped plug-in from a failed one by containerd's words at the end.
+        plugin.init_err.code = FailedPreconditionError.code
+        plugin.init_err.message = f"{status.reason}: skip plugin"
+    elif status.state == "failed":
+        code, message = to_status(status.error or FailedPreconditionError(status.reason))
+        plugin.init_err.code = code
+        plugin.init_err.message = f"{message} ({registration.origin})" if registration.origin else message
+    return plugin
+
+
+def _platform(text: str) -> platform_pb2.Platform:
+    system, architecture, variant = (*text.split("/"), "", "")[:3]
+    return platform_pb2.Platform(os=system, architecture=architecture, variant=variant)
+
+
+def _fields(status: Status) -> dict[str, str]:
+    fields = {"type": status.registration.kind.name, "id": status.registration.id, "status": status.state}
+    if status.capabilities:
+        fields["capabilities"] = ",".join(status.capabilities)
+    return fields
+
+
+def _server_uuid(database: Database) -> str:
+    """The uuid of this root directory, made at its first use."""
+    row = database.one("SELECT value FROM facts WHERE key = 'uuid'")
+    if row is not None:
+        return str(row["value"])
+    fresh = str(uuid.uuid4())
+
+    def remember(tx: Transaction) -> None:
+        tx.execute("INSERT INTO facts (key, value) VALUES ('uuid', ?)", (fresh,))
+
+    database.write_sync(remember)
+    return fresh
+
+
+def _init(context: Context) -> Service:
+    service = Introspection(context.plugins, _server_uuid(context.get(METADATA)))
+    return bind(introspection_pb2.DESCRIPTOR.services_by_name["Introspection"], service)
+
+
+REGISTRATION: Final = Registration(kind=GRPC, id="introspection", requires=(METADATA,), init=_init)

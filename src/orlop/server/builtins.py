@@ -1,0 +1,71 @@
+"""The one list of built-in plug-ins, and those that other distributions add through entry points."""
+
+import importlib
+import logging
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final
+
+from orlop.core.kinds import SERVICE
+from orlop.core.plugin import Registration
+
+log: Final = logging.getLogger(__name__)
+
+GROUP: Final = "orlop.plugins"
+
+# Modules with a `REGISTRATION` or `REGISTRATIONS`; named, not imported, so that naming them costs nothing.
+MODULES: Final = (
+    "orlop.plugins.services.events",
+    "orlop.plugins.metadata",
+    # "orlop.plugins.runtime",
+    "orlop.plugins.services.version",
+    "orlop.plugins.services.health",
+    "orlop.plugins.services.introspection",
+    # "orlop.plugins.services.tasks",
+)
+
+
+def registrations(*, with_entry_points: bool) -> list[Registration]:
+    """Every built-in plug-in, then those of entry points where the configuration wants them."""
+    found: list[Registration] = []
+    for name in MODULES:
+        module = importlib.import_module(name)
+        single = getattr(module, "REGISTRATION", None)
+        found += [single] if single is not None else module.REGISTRATIONS
+    if with_entry_points:
+        for point in entry_points(group=GROUP):
+            found += foreign(point)
+    return found
+
+
+def foreign(point: EntryPoint) -> Sequence[Registration]:
+    """The registrations that an entry point names; one that cannot be imported becomes a plug-in that fails."""
+    origin = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+    try:
+        value = point.load()
+        values = [value] if isinstance(value, Registration) else list(value)
+        return [_from(registration, origin) for registration in values]
+    except Exception as error:
+        # Foreign code may raise anything on import; the daemon lives and shows it.
+        log.exception("entry point cannot be loaded", extra={"entry_point": point.value, "origin": origin})
+        return [_broken(point, origin, error)]
+
+
+def _from(registration: Registration, origin: str) -> Registration:
+    if not isinstance(registration, Registration):
+        raise TypeError(f"{registration!r} is no Registration")
+    return Registration(
+        kind=registration.kind,
+        id=registration.id,
+        init=registration.init,
+        requires=registration.requires,
+        config=registration.config,
+        origin=origin,
+    )
+
+
+def _broken(point: EntryPoint, origin: str, error: Exception) -> Registration:
+    def fail(_context: object) -> None:
+        raise ImportError(f"entry point {point.name} = {point.value} of {origin}: {error}") from error
+
+    return Registration(kind=SERVICE, id=point.name, init=fail, origin=origin)

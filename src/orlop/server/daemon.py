@@ -1,0 +1,151 @@
+"""The composition root: a root directory, a plug-in graph and doors, put together in one place.
+
+    async with Daemon(config) as daemon:        # the graph runs, nobody listens
+        async with daemon.doors():              # clients can come
+            ...
+
+It is entered by the program `orlopd`, by `orlop.Engine` inside a foreign process, and by tests. What belongs to a whole
+process (signals, umask, logging, sub-reaper) is the program's, in `orlop.cmd.orlopd`, and not done here.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+from orlop.base.errdefs import FailedPreconditionError, UnavailableError
+from orlop.base.rpc import Service
+from orlop.core.kinds import GRPC, TTRPC
+from orlop.core.plugin import Registration
+from orlop.server import builtins
+from orlop.server.config import Config
+from orlop.server.doors import sockets
+from orlop.server.doors.ttrpc import TtrpcDoor
+from orlop.server.graph import Graph
+
+log: Final = logging.getLogger(__name__)
+
+# Clients may pass through to sockets, FIFOs and bundles below; what lies there has modes of its own.
+DIRECTORY_MODE: Final = 0o711
+
+
+class Daemon:
+    """An async context manager over one root directory.
+
+    Raises on entering:
+        FailedPreconditionError: another daemon has the root directory, or a required plug-in does not work.
+        UnavailableError: a directory cannot be made.
+    """
+
+    def __init__(self, config: Config, plugins: Sequence[Registration] | None = None) -> None:
+        self.config = config
+        self._plugins = plugins
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            for directory in (self.config.root, self.config.state):
+                _make_directory(Path(directory))
+            stack.callback(_Lock(Path(self.config.root) / "lock").close)
+            plugins = self._plugins
+            if plugins is None:
+                plugins = builtins.registrations(with_entry_points=self.config.entry_points)
+            self.graph = await stack.enter_async_context(Graph(self.config, plugins))
+            for warning in self.config.warnings:
+                log.warning("configuration", extra={"warning": warning})
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def services(self) -> list[Service]:
+        """The services for every door, by the order of their plug-ins' start."""
+        return list(self.graph.all(GRPC).values())
+
+    @contextlib.asynccontextmanager
+    async def doors(self, *, grpc: bool = True) -> AsyncIterator[None]:
+        """Listen on the configured sockets while in this context.
+
+        Raises:
+            AlreadyExistsError: another daemon listens at an address.
+        """
+        config = self.config
+        async with contextlib.AsyncExitStack() as stack:
+            if grpc:
+                # Late: an engine inside a foreign process, and the tests of the parts, do without grpc's memory.
+                from orlop.server.doors.grpc import GrpcDoor
+
+                door = GrpcDoor(
+                    sockets.path_of(config.grpc.address),
+                    self.services,
+                    uid=config.grpc.uid,
+                    gid=config.grpc.gid,
+                    max_receive=config.grpc.max_recv_message_size,
+                    max_send=config.grpc.max_send_message_size,
+                )
+                await stack.enter_async_context(door)
+            everything = [*self.services, *self.graph.all(TTRPC).values()]
+            path = sockets.path_of(config.ttrpc_address)
+            ttrpc_door = TtrpcDoor(path, everything, uid=config.ttrpc.uid, gid=config.ttrpc.gid)
+            await stack.enter_async_context(ttrpc_door)
+            # What start-up made stays for good: keep the collector from walking it again and again.
+            gc.collect()
+            gc.freeze()
+            yield
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Listen until `stop` is set."""
+        async with self.doors():
+            log.info("serving", extra={"address": self.config.grpc.address, "ttrpc": self.config.ttrpc_address})
+            notify("READY=1")
+            await stop.wait()
+            notify("STOPPING=1")
+
+
+def notify(state: str) -> None:
+    """Tell the service manager: sd_notify(3). Nothing happens without one."""
+    import socket
+
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)) as channel:
+        with contextlib.suppress(OSError):  # a manager that went away is no reason to stop
+            channel.sendto(state.encode(), address)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(f"directory {path}: {error.strerror}") from error
+
+
+class _Lock:
+    """Keeps a second daemon off the root directory; the kernel lets go of it however this process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
+            os.close(self._descriptor)
+            raise FailedPreconditionError(
+                f"root directory {path.parent}: in use by another daemon (pid {owner or 'unknown'})",
+                hint="stop it, or give this one another --root and --state",
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
