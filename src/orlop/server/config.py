@@ -115,9 +115,9 @@ def dump(config: Config, sections: Mapping[str, Any] = {}) -> str:
 
 
 def _merge_file(config: Config, path: Path, seen: set[Path]) -> None:
-    if path in seen:
+    if path.resolve() in seen:
         return
-    seen.add(path)
+    seen.add(path.resolve())
     with path.open("rb") as file:
         try:
             table = tomllib.load(file)
