@@ -168,12 +168,12 @@ class Database:
             UnavailableError: the database is closed or fails; the text says how.
             Whatever `fn` raises; its own changes are undone then.
         """
-        result: T = await asyncio.wrap_future(self._submit(fn))
+        result: T = await asyncio.wrap_future(self.submit(fn))
         return result
 
     def write_sync(self, fn: Callable[[Transaction], T]) -> T:
         """`write()` for threads other than the event loop's."""
-        result: T = self._submit(fn).result()
+        result: T = self.submit(fn).result()
         return result
 
     def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
@@ -197,7 +197,8 @@ class Database:
         """Every row of a read."""
         return self.read(lambda c: c.execute(statement, parameters).fetchall())
 
-    def _submit(self, fn: Callable[[Transaction], Any]) -> Future[Any]:
+    def submit(self, fn: Callable[[Transaction], T]) -> "Future[T]":
+        """`write()` without waiting; a done callback of the future runs on the writer's thread and must not block."""
         if self._closed:
             raise UnavailableError(f"metadata database {self.path}: closed")
         write = _Write(fn)

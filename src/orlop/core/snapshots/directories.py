@@ -1,0 +1,120 @@
+"""A directory per snapshot, for snapshotters that keep files.
+
+    <root>/<number>/fs       the snapshot's files
+    <root>/<number>/work     beside it, what the snapshotter needs
+
+The root and each `<number>` are 0700: an image's set-uid programs must not be within reach of the host's users (that
+was CVE-2021-41103); a mount is entered without passing here. Numbers are short, and all directories of one snapshotter
+have one parent, so that many of them fit into a page of mount options.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from orlop.core.snapshots import Usage
+from orlop.linux.files import syncfs
+
+FILES: Final = "fs"
+WORK: Final = "work"
+_BLOCK_BYTES: Final = 512  # unit of st_blocks, stat(3type)
+
+
+class Directories:
+    """Paths by number below `root`, which is made when it is missing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._prefix = f"{os.fspath(root)}/"
+
+    def create_root(self) -> None:
+        """Make the root; a mode that an administrator has set stays."""
+        if not self.root.is_dir():
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def home(self, number: int) -> Path:
+        """The snapshot's own directory."""
+        return self.root / str(number)
+
+    def files(self, number: int) -> str:
+        """The directory that is mounted."""
+        return f"{self._prefix}{number}/{FILES}"
+
+    def work(self, number: int) -> str:
+        """The directory beside it."""
+        return f"{self._prefix}{number}/{WORK}"
+
+    def make(self, number: int, *, work: bool, owner: tuple[int, int] | None = None) -> None:
+        """Make the directories of a new snapshot, or nothing.
+
+        Args:
+            work: make `work` too.
+            owner: uid and gid of `fs`, if not ours. Its mode is 0755, as containerd gives it.
+        """
+        home, files = f"{self._prefix}{number}", self.files(number)
+        os.mkdir(home, 0o700)
+        try:
+            os.mkdir(files, 0o755)
+            os.chmod(files, 0o755)  # mkdir(2) has taken the umask off
+            if work:
+                os.mkdir(self.work(number), 0o700)
+            if owner is not None:
+                os.chown(files, *owner, follow_symlinks=False)
+        except BaseException:
+            for path in (self.work(number), files, home):
+                if os.path.isdir(path):
+                    os.rmdir(path)
+            raise
+
+    def numbers(self) -> list[int]:
+        """Of every directory that is there; what is not named by a number is not ours."""
+        with os.scandir(self.root) as entries:
+            return [int(entry.name) for entry in entries if entry.name.isascii() and entry.name.isdecimal()]
+
+    def locate(self, path: str) -> int | None:
+        """The number of the snapshot that `path` is the `fs` directory of."""
+        if not path.startswith(self._prefix):
+            return None
+        name, _, rest = path[len(self._prefix) :].partition("/")
+        return int(name) if rest == FILES and name.isascii() and name.isdecimal() else None
+
+    def sync(self) -> None:
+        """Write everything out. One syncfs(2) is cheaper than an fsync(2) per file from a few dozen files on."""
+        syncfs(self.root)
+
+
+def usage(directory: str) -> Usage:
+    """What a tree takes: allocated bytes and inodes, itself included, each file with several names once.
+
+    Files that vanish meanwhile are not counted. Source: DiskUsage in containerd's continuity/fs.
+    """
+    size = inodes = 0
+    seen: set[tuple[int, int]] = set()
+    for status in _walk(directory):
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            identity = (status.st_dev, status.st_ino)
+            if identity in seen:
+                continue
+            seen.add(identity)
+        inodes += 1
+        size += status.st_blocks * _BLOCK_BYTES
+    return Usage(size, inodes)
+
+
+def _walk(directory: str) -> Iterator[os.stat_result]:
+    yield os.lstat(directory)
+    pending = [directory]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    try:
+                        yield entry.stat(follow_symlinks=False)
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(entry.path)
+                    except FileNotFoundError:  # removed by who is writing to an active snapshot
+                        continue
+        except FileNotFoundError:
+            continue

@@ -1,0 +1,117 @@
+"""Look-ups in table `snapshots`, in a transaction or on a reader's connection.
+
+Column `synced_at` says when a committed snapshot's files were known to be on disk: a time, NULL while only the page
+cache has them, or `LOST` when a boot has come between and they may be incomplete.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from orlop.base import errdefs, filters
+from orlop.core.metadata.rows import decode_map
+from orlop.core.snapshots import Info, Kind
+
+Row = sqlite3.Row
+LOST: Final = -1
+
+_COLUMNS: Final = """
+    s.number, s.namespace, s.name, s.kind, s.labels, s.created_at, s.updated_at, s.size_bytes, s.inodes, s.synced_at,
+    s.parent, p.name AS parent_name FROM snapshots AS s LEFT JOIN snapshots AS p ON p.number = s.parent
+"""
+_BY_NAME: Final = f"SELECT {_COLUMNS} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?"
+_PAGE: Final = f"SELECT {_COLUMNS} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name > ? ORDER BY s.name LIMIT ?"
+_CHAIN: Final = """
+    WITH RECURSIVE chain (number, parent, name, synced_at, depth) AS (
+        SELECT number, parent, name, synced_at, 0 FROM snapshots WHERE number = ?
+        UNION ALL
+        SELECT s.number, s.parent, s.name, s.synced_at, chain.depth + 1
+        FROM chain JOIN snapshots AS s ON s.number = chain.parent
+    )
+    SELECT number, name, synced_at FROM chain ORDER BY depth
+"""
+
+
+class Queries(Protocol):
+    """A `Transaction` or a connection."""
+
+    def execute(self, statement: str, parameters: Sequence[Any] = ..., /) -> sqlite3.Cursor: ...
+
+
+def find(queries: Queries, namespace: str, snapshotter: str, name: str) -> sqlite3.Row | None:
+    """The row of that key or name."""
+    row: sqlite3.Row | None = queries.execute(_BY_NAME, (namespace, snapshotter, name)).fetchone()
+    return row
+
+
+def get(queries: Queries, namespace: str, snapshotter: str, name: str) -> sqlite3.Row:
+    """The row of that key or name.
+
+    Raises:
+        NotFoundError: there is none in this namespace.
+    """
+    row = find(queries, namespace, snapshotter, name)
+    if row is None:
+        raise errdefs.NotFoundError(f"snapshot {name} does not exist")
+    return row
+
+
+def page(queries: Queries, namespace: str, snapshotter: str, after: str, limit: int) -> list[sqlite3.Row]:
+    """The next rows in the order of their names (bytes)."""
+    return queries.execute(_PAGE, (namespace, snapshotter, after, limit)).fetchall()
+
+
+def chain(queries: Queries, number: int | None) -> tuple[int, ...]:
+    """The number and those of all its parents, the nearest first; none for None.
+
+    Raises:
+        DataLossError: a snapshot of the chain may be incomplete since the machine stopped.
+    """
+    if number is None:
+        return ()
+    rows = queries.execute(_CHAIN, (number,)).fetchall()
+    for row in rows:
+        if row["synced_at"] == LOST:
+            raise errdefs.DataLossError(
+                f'snapshot "{row["name"]}" was committed shortly before the machine stopped and may be incomplete',
+                hint="remove it and what is built on it, then unpack its image again",
+            )
+    return tuple(row["number"] for row in rows)
+
+
+def has_children(queries: Queries, number: int) -> bool:
+    """Whether a snapshot has this one as its parent."""
+    return queries.execute("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1", (number,)).fetchone() is not None
+
+
+def info(row: sqlite3.Row) -> Info:
+    """A row as its namespace sees it."""
+    return Info(
+        name=row["name"],
+        parent=row["parent_name"] or "",
+        kind=Kind(row["kind"]),
+        labels=decode_map(row["labels"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def adaptor(found: Info) -> filters.Adaptor:
+    """What filters see: `name`, `parent`, `kind` (active, view, committed) and `labels.…`.
+
+    Name and parent are there even when empty. Source: adaptSnapshot in containerd's core/metadata/adaptors.go.
+    """
+
+    def field(path: tuple[str, ...]) -> str | None:
+        match path[0]:
+            case "kind":
+                return found.kind.name.lower()
+            case "name":
+                return found.name
+            case "parent":
+                return found.parent
+            case "labels":
+                return found.labels.get(".".join(path[1:]))
+        return None
+
+    return field

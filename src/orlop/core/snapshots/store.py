@@ -1,0 +1,440 @@
+"""The snapshots of all namespaces in one snapshotter: names, labels and leases in front of numbers.
+
+    prepare, view     bytes, then row; where the snapshotter is quick, both in one write transaction
+    commit            files synced, then the row changes its name and kind; the number stays
+    remove            row deleted and directory renamed into the trash, in one transaction
+
+What this promises is containerd's (core/metadata/snapshot.go, core/snapshots/storage and its test suite), error classes
+included. Reads answer from this thread's database connection and do not wait; whatever walks a tree, copies or syncs
+runs in the executor.
+
+One exception to "when a call returns it is durable": a snapshot that an unpacker filled out of a blob (see
+`note_usage`) is committed before its files are synced. `upkeep` syncs it soon after, and refuses to hand it out if a
+boot came between.
+"""
+
+import asyncio
+import contextlib
+import errno
+import functools
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+from orlop.base import errdefs, fieldmask, filters
+from orlop.base import labels as labelling
+from orlop.core.metadata import Database, Transaction
+from orlop.core.metadata.rows import check_key, decode_map
+from orlop.core.metadata.trash import Trash
+from orlop.core.mount import Mount
+from orlop.core.snapshots import UNPACK_KEY_PREFIX, Info, Kind, Snapshot, Snapshotter, Usage, inherited, rows
+from orlop.core.snapshots.ledger import Commit, Creation, Ledger, as_snapshot
+from orlop.core.snapshots.numbers import Numbers
+
+T = TypeVar("T")
+
+log: Final = logging.getLogger(__name__)
+
+PAGE: Final = 100
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMLINK, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a write for a new snapshot came to: the snapshot, or the error to raise; and whether there is a row."""
+
+    snapshot: Snapshot
+    error: errdefs.OrlopError | None = None
+    written: bool = True
+
+
+class Store:
+    """The snapshots of one snapshotter.
+
+    Args:
+        name: the snapshotter's id, such as `overlayfs`.
+        executor: where blocking work is done; several stores may share it.
+    """
+
+    def __init__(
+        self, name: str, snapshotter: Snapshotter, *, db: Database, trash: Trash, numbers: Numbers, executor: Executor
+    ) -> None:
+        self.name = name
+        self.snapshotter = snapshotter
+        self.making: set[int] = set()
+        self.on_unsynced: Callable[[], None] | None = None
+        self._db = db
+        self._trash = trash
+        self._numbers = numbers
+        self._executor = executor
+        self._ledger = Ledger(name, can_rebase="rebase" in snapshotter.capabilities)
+        self._applied: dict[int, Usage] = {}
+        self._frees = type(snapshotter).remove is not Snapshotter.remove
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def stat(self, namespace: str, key: str) -> Info:
+        """What the namespace knows of an active, view or committed snapshot.
+
+        Raises:
+            NotFoundError: there is none of that key or name.
+        """
+        return rows.info(self._db.read(lambda queries: rows.get(queries, namespace, self.name, key)))
+
+    def walk(self, namespace: str, filter_texts: Iterable[str] = ()) -> Iterator[Info]:
+        """All snapshots that match, in the order of their names; read page by page, so not at one point in time.
+
+        Filters know `name`, `parent`, `kind` and `labels.…`.
+
+        Raises:
+            InvalidArgumentError: a filter is wrong; at once, not when iterating.
+        """
+        return self._walk(namespace, filters.parse_all(filter_texts))
+
+    def _walk(self, namespace: str, match: filters.Filter) -> Iterator[Info]:
+        after = ""
+        while True:
+            page = self._db.read(functools.partial(self._page, namespace, after))
+            for row in page:
+                found = rows.info(row)
+                if match.always or match(rows.adaptor(found)):
+                    yield found
+            if len(page) < PAGE:
+                return
+            after = page[-1]["name"]
+
+    def _page(self, namespace: str, after: str, queries: rows.Queries) -> list[rows.Row]:
+        return rows.page(queries, namespace, self.name, after, PAGE)
+
+    async def mounts(self, namespace: str, key: str) -> list[Mount]:
+        """The mounts of an active snapshot or a view.
+
+        Raises:
+            NotFoundError: there is none of that key.
+            FailedPreconditionError: it is committed.
+            DataLossError: a snapshot below may be incomplete since the machine stopped.
+        """
+        return await self._mounts(key, self._db.read(lambda queries: self._ledger.mountable(queries, namespace, key)))
+
+    async def usage(self, namespace: str, key: str) -> Usage:
+        """What the snapshot itself takes: of an active one measured now, of a committed one as it was then.
+
+        Raises:
+            NotFoundError: there is none of that key or name.
+        """
+        row = self._db.read(lambda queries: rows.get(queries, namespace, self.name, key))
+        if row["kind"] != Kind.ACTIVE:
+            return Usage(row["size_bytes"], row["inodes"])
+        snapshot = as_snapshot(row, self._db.read(lambda queries: rows.chain(queries, row["parent"])))
+        return await self._work(f'snapshot "{key}": measure', self.snapshotter.usage, snapshot)
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    async def prepare(
+        self,
+        namespace: str,
+        key: str,
+        parent: str = "",
+        *,
+        labels: Mapping[str, str] | None = None,
+        lease: str = "",
+        owner_uid: int | None = None,
+    ) -> list[Mount]:
+        """Make an active snapshot on top of `parent`, or of nothing, and return its mounts.
+
+        Args:
+            lease: adds the snapshot to this lease; also one that exists already.
+            owner_uid: of the client, where known.
+
+        Raises:
+            AlreadyExistsError: the key is in use, or the target of the label `containerd.io/snapshot.ref` is there.
+            NotFoundError: the parent or the lease does not exist.
+            InvalidArgumentError: the parent is not committed; the key is empty or too long; a label is too long.
+            DataLossError: a snapshot below may be incomplete since the machine stopped.
+            ResourceExhaustedError: the file system is full.
+        """
+        return await self._create(
+            Creation(
+                kind=Kind.ACTIVE,
+                namespace=namespace,
+                key=key,
+                parent=parent,
+                labels=labels or {},
+                lease=lease,
+                owner_uid=owner_uid,
+            )
+        )
+
+    async def view(
+        self,
+        namespace: str,
+        key: str,
+        parent: str = "",
+        *,
+        labels: Mapping[str, str] | None = None,
+        lease: str = "",
+        owner_uid: int | None = None,
+    ) -> list[Mount]:
+        """`prepare`, read-only: cannot be committed, and is removed when it is no longer wanted."""
+        return await self._create(
+            Creation(
+                kind=Kind.VIEW,
+                namespace=namespace,
+                key=key,
+                parent=parent,
+                labels=labels or {},
+                lease=lease,
+                owner_uid=owner_uid,
+            )
+        )
+
+    async def commit(
+        self,
+        namespace: str,
+        name: str,
+        key: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        parent: str = "",
+        lease: str = "",
+    ) -> None:
+        """Turn the active snapshot `key` into the committed `name`; the key is free afterwards.
+
+        Labels are not inherited from the active one. Its files are on disk when this returns, but for what an unpacker
+        made (see `note_usage`).
+
+        Args:
+            parent: for a snapshot prepared on nothing: put it on this one ("rebase"), if the snapshotter can.
+            lease: adds the committed snapshot and takes off the active one.
+
+        Raises:
+            AlreadyExistsError: the name is in use.
+            NotFoundError: there is no such key, parent or lease.
+            FailedPreconditionError: the key is not an active snapshot; the parent is not committed.
+            InvalidArgumentError: it has another parent already; a name or label is wrong.
+            UnimplementedError: the snapshotter cannot rebase.
+        """
+        check_key(name, "snapshot name")
+        commit = Commit(namespace=namespace, name=name, key=key, parent=parent, labels=_checked(labels), lease=lease)
+        found = self._db.read(lambda queries: self._ledger.committable(queries, commit))
+        if found is not None:
+            noted = self._applied.get(found.number) if key.startswith(UNPACK_KEY_PREFIX) else None
+            frozen = replace(found, labels=inherited(commit.labels))
+            usage = await self._work(f'snapshot "{key}": commit', self._freeze, frozen, noted)
+            commit = replace(commit, snapshot=found, usage=usage, synced=noted is None)
+        error = await self._db.write(lambda tx: self._ledger.commit(tx, commit))
+        if error is not None:
+            raise error
+        if found is not None:
+            self._applied.pop(found.number, None)
+        if not commit.synced and self.on_unsynced is not None:
+            self.on_unsynced()
+
+    async def remove(self, namespace: str, key: str, *, lease: str = "") -> None:
+        """Remove a snapshot of any kind that has no children; its bytes are unlinked later.
+
+        Raises:
+            NotFoundError: there is none of that key or name.
+            FailedPreconditionError: it has children.
+        """
+
+        def write(tx: Transaction) -> None:
+            row = rows.get(tx, namespace, self.name, key)
+            if rows.has_children(tx, row["number"]):
+                raise errdefs.FailedPreconditionError(f'cannot remove snapshot "{key}" with child')
+            self._ledger.release(tx, namespace, lease, key)
+            self.delete(tx, row["number"])
+
+        await self._db.write(write)
+
+    def delete(self, tx: Transaction, number: int) -> None:
+        """Delete a snapshot without children as part of `tx`: row, directory, event. For the collector, and `remove`.
+
+        Raises:
+            NotFoundError: no snapshot of this snapshotter has the number.
+            sqlite3.IntegrityError: it has children; remove those first.
+        """
+        self._ledger.delete(tx, number)
+        tx.after_commit(lambda: self._let_go(number))
+        self.throw_away(tx, number)
+
+    async def update(self, namespace: str, name: str, labels: Mapping[str, str], *, paths: Sequence[str] = ()) -> Info:
+        """Change labels: all of them, or the keys that `paths` names (`labels.<key>`); nothing else can be changed.
+
+        Raises:
+            NotFoundError: there is no such snapshot.
+            InvalidArgumentError: no name; a path that is not `labels` or below; a label is too long.
+        """
+        check_key(name, "snapshot name")
+        parsed = fieldmask.parse(paths, fields=("labels",), maps=("labels",), what=f'snapshot "{name}"')
+
+        def write(tx: Transaction) -> Info:
+            row = rows.get(tx, namespace, self.name, name)
+            current = decode_map(row["labels"])
+            keys: list[str | None] = [path.key for path in parsed]
+            for key in keys or [None]:
+                current = fieldmask.merge(current, labels, key)
+            _checked(current)
+            self._ledger.relabel(tx, row["number"], current)
+            return rows.info(rows.get(tx, namespace, self.name, name))
+
+        return await self._db.write(write)
+
+    def note_usage(self, namespace: str, key: str, usage: Usage) -> None:
+        """Say that an unpacker has filled the active snapshot `key` out of a durable blob, and what it takes.
+
+        If its key is an unpacker's (begins with `extract-`), `commit` believes that and neither measures nor syncs: the
+        files are synced soon after, and what a loss of power takes until then can be unpacked again. Unknown keys are
+        ignored.
+        """
+        with contextlib.suppress(errdefs.NotFoundError):
+            row = self._db.read(lambda queries: rows.get(queries, namespace, self.name, key))
+            self.note_applied(row["number"], usage)
+
+    def note_applied(self, number: int, usage: Usage) -> None:
+        """`note_usage` by the snapshot's number."""
+        self._applied[number] = usage
+
+    # -- in the transaction -----------------------------------------------------------------------------------------
+
+    async def _create(self, creation: Creation) -> list[Mount]:
+        check_key(creation.key, "snapshot key")
+        _checked(creation.labels)
+        number = self._numbers.take()
+        if "prepare" in self.snapshotter.quick:
+            outcome = await self._db.write(lambda tx: self._write_create(tx, creation, number))
+        else:
+            outcome = await self._create_slowly(creation, number)
+        if outcome.error is not None:
+            raise outcome.error
+        return await self._mounts(creation.key, outcome.snapshot)
+
+    async def _create_slowly(self, creation: Creation, number: int) -> _Outcome:
+        """Make the snapshot in the executor, then its row; who is cancelled in between leaves nothing behind."""
+        snapshot, error = self._db.read(lambda queries: self._ledger.creatable(queries, creation, number))
+        if error is not None:
+            # Only a write can add to a lease what exists; if it has gone meanwhile, the writer waits for us this once.
+            return await self._db.write(lambda tx: self._write_create(tx, creation, number))
+        self.making.add(number)
+        making = self._executor.submit(self._make, creation, snapshot)
+        try:
+            was_there = await asyncio.wrap_future(making)
+            writing = self._db.submit(lambda tx: self._write_create(tx, creation, number, (snapshot, was_there)))
+        except BaseException:
+            making.add_done_callback(lambda _done: self._unmake_later(number))
+            raise
+        writing.add_done_callback(lambda done: self._settle(number, done))
+        return await asyncio.wrap_future(writing)
+
+    def _settle(self, number: int, done: "Future[_Outcome]") -> None:
+        """After the row's transaction: keep the snapshot, or take it back if there is no row."""
+        if done.cancelled() or done.exception() is not None or not done.result().written:
+            self._unmake_later(number)
+        else:
+            self.making.discard(number)
+
+    def _write_create(
+        self, tx: Transaction, creation: Creation, number: int, made: tuple[Snapshot, bool] | None = None
+    ) -> _Outcome:
+        """Check, make the snapshot unless that is done, and write its row.
+
+        Args:
+            made: what `_make` was given and returned, if it has been called.
+        """
+        snapshot, error = self._ledger.creatable(tx, creation, number)
+        if error is not None:
+            self._ledger.hold_existing(tx, creation)
+            return _Outcome(snapshot, error, written=False)
+        if made is None:
+            tx.on_rollback(lambda: self._unmake(number))
+            was_there = self._make(creation, snapshot)
+        elif made[0].parents == snapshot.parents:
+            was_there = made[1]
+        else:
+            raise errdefs.AbortedError(f'snapshot "{creation.key}": its parent was replaced while it was made')
+        self._numbers.keep(tx, number)
+        self._ledger.insert(tx, creation, snapshot, was_there=was_there)
+        if was_there:
+            error = errdefs.AlreadyExistsError(f'target snapshot "{creation.target}" from snapshotter')
+        return _Outcome(snapshot, error)
+
+    def _make(self, creation: Creation, snapshot: Snapshot) -> bool:
+        """Have the snapshotter make it; True if it had the target of the request committed already."""
+        try:
+            with _in_words(f'snapshot "{creation.key}": {"view" if creation.kind == Kind.VIEW else "prepare"}'):
+                self.snapshotter.prepare(snapshot)
+        except errdefs.AlreadyExistsError:
+            if creation.target:
+                return True
+            raise
+        return False
+
+    def _freeze(self, snapshot: Snapshot, noted: Usage | None) -> Usage:
+        """All of a commit that is done on disk."""
+        self.snapshotter.commit(snapshot)
+        if noted is not None:
+            return noted
+        self.snapshotter.sync((snapshot.number,))
+        return self.snapshotter.usage(snapshot)
+
+    def throw_away(self, tx: Transaction, number: int) -> bool:
+        """Rename the directory of a snapshot without a row into the trash as part of `tx`; False if there is none."""
+        home = self.snapshotter.home(number)
+        return home is not None and self._trash.take(tx, home)
+
+    # -- outside ----------------------------------------------------------------------------------------------------
+
+    def _unmake(self, number: int) -> None:
+        """Take back a snapshot that got no row. Its directory holds nothing yet, or copies."""
+        home = self.snapshotter.home(number)
+        if home is not None:
+            shutil.rmtree(home, ignore_errors=True)  # what cannot be removed now is found by the next sweep
+        self._let_go(number)
+        self.making.discard(number)
+
+    def _unmake_later(self, number: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the executor has been shut down; the next sweep finds it
+            self._executor.submit(self._unmake, number)
+
+    def _let_go(self, number: int) -> None:
+        self._applied.pop(number, None)
+        if self._frees:
+            with contextlib.suppress(RuntimeError):  # as above
+                self._executor.submit(self._remove, number)
+
+    def _remove(self, number: int) -> None:
+        try:
+            self.snapshotter.remove(number)
+        except Exception:
+            # The row is gone; the sweep finds the number again and tries once more.
+            log.exception("snapshotter failed to remove", extra={"snapshotter": self.name, "number": number})
+
+    async def _mounts(self, key: str, snapshot: Snapshot) -> list[Mount]:
+        if "mounts" in self.snapshotter.quick:
+            return self.snapshotter.mounts(snapshot)
+        return await self._work(f'snapshot "{key}": mounts', self.snapshotter.mounts, snapshot)
+
+    async def _work(self, what: str, function: Callable[..., T], *arguments: Any) -> T:
+        with _in_words(what):
+            return await asyncio.wrap_future(self._executor.submit(function, *arguments))
+
+
+def _checked(labels: Mapping[str, str] | None) -> Mapping[str, str]:
+    try:
+        labelling.validate_all(labels or {})
+    except errdefs.InvalidArgumentError as error:
+        raise errdefs.InvalidArgumentError(f"info.Labels: {error.text}") from None
+    return labels or {}
+
+
+@contextlib.contextmanager
+def _in_words(what: str) -> Iterator[None]:
+    """Say of an `OSError` what was being done to which snapshot."""
+    try:
+        yield
+    except OSError as error:
+        cls = errdefs.ResourceExhaustedError if error.errno in _FULL else errdefs.InternalError
+        raise cls(f"{what}: {error}") from error

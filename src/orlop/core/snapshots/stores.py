@@ -1,0 +1,142 @@
+"""All snapshotters' stores, as one value with a life: what services, unpackers and the collector get hold of."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Self
+
+from orlop.base.errdefs import InvalidArgumentError
+from orlop.core.metadata import Database
+from orlop.core.metadata.trash import Trash
+from orlop.core.mount import Mount
+from orlop.core.mount.options import value
+from orlop.core.snapshots import Snapshotter, Usage, upkeep
+from orlop.core.snapshots.numbers import Numbers
+from orlop.core.snapshots.store import Store
+
+log: Final = logging.getLogger(__name__)
+
+WORKERS: Final = 4
+# After a commit without sync: long enough for the other layers of an image, short enough to be soon.
+FLUSH_DELAY_S: Final = 2.0
+
+
+class Stores(Mapping[str, Store]):
+    """A context manager over the stores by snapshotter.
+
+    Entering looks after what the last stop left (`upkeep.mark_lost`) and sweeps in the background; leaving syncs what
+    is unsynced. It must lie inside the contexts of the database and the trash.
+    """
+
+    def __init__(self, db: Database, trash: Trash, snapshotters: Mapping[str, Snapshotter]) -> None:
+        self._db = db
+        self._trash = trash
+        self._snapshotters = snapshotters
+        self._stores: dict[str, Store] = {}
+        self._executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="orlop-snapshots")
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="orlop-snapshot-upkeep", daemon=True)
+
+    def __enter__(self) -> Self:
+        on_disk = [number for one in self._snapshotters.values() for number in one.numbers()]
+        numbers = Numbers(self._db, at_least=max(on_disk, default=0))
+        boot = upkeep.boot_id()
+        for name, snapshotter in self._snapshotters.items():
+            store = Store(name, snapshotter, db=self._db, trash=self._trash, numbers=numbers, executor=self._executor)
+            store.on_unsynced = self._wake.set
+            upkeep.mark_lost(self._db, store, boot)
+            self._stores[name] = store
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._executor.shutdown()
+        for store in self._stores.values():
+            self._flush(store)
+
+    async def aclose(self) -> None:
+        """Leave the context without blocking the event loop."""
+        await asyncio.get_running_loop().run_in_executor(None, self.__exit__, None, None, None)
+
+    def __getitem__(self, name: str) -> Store:
+        return self._stores[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stores)
+
+    def __len__(self) -> int:
+        return len(self._stores)
+
+    def named(self, name: str) -> Store:
+        """The store of the snapshotter that a request names.
+
+        Raises:
+            InvalidArgumentError: it names none, or one that is not loaded here.
+        """
+        if not name:
+            raise InvalidArgumentError("snapshotter argument missing")
+        store = self._stores.get(name)
+        if store is None:
+            raise InvalidArgumentError(
+                f"snapshotter not loaded: {name}", hint=f"loaded are: {', '.join(self._stores) or 'none'}"
+            )
+        return store
+
+    def note_applied(self, mounts: Sequence[Mount], usage: Usage) -> None:
+        """Say that a whole layer out of a durable blob was unpacked into `mounts`, and what it takes there.
+
+        For who has the mounts of an active snapshot and not its key, as the diff service; see `Store.note_usage`.
+        Mounts that are no snapshot's are ignored.
+        """
+        for path in _written_through(mounts):
+            for store in self._stores.values():
+                number = store.snapshotter.locate(path)
+                if number is not None:
+                    store.note_applied(number, usage)
+                    return
+
+    async def cleanup(self, name: str) -> None:
+        """Remove what has no row, and have the snapshotter free what removed snapshots still take."""
+        store = self.named(name)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._executor, upkeep.sweep, self._db, store)
+        await loop.run_in_executor(self._executor, store.snapshotter.cleanup)
+
+    def _run(self) -> None:
+        for store in self._stores.values():
+            try:
+                upkeep.sweep(self._db, store)
+            except Exception:
+                # The store works all the same; what was not swept is found next time.
+                log.exception("snapshots: sweep failed", extra={"snapshotter": store.name})
+        while not self._stop.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            if self._stop.wait(FLUSH_DELAY_S):
+                return
+            for store in self._stores.values():
+                self._flush(store)
+
+    def _flush(self, store: Store) -> None:
+        try:
+            upkeep.flush(self._db, store)
+        except Exception:
+            # They stay unsynced in their rows and are tried with the next ones; after a boot they would be refused.
+            log.exception("snapshots: sync failed", extra={"snapshotter": store.name})
+
+
+def _written_through(mounts: Sequence[Mount]) -> Iterator[str]:
+    """The directories that get what is written to `mounts`: an overlay's upper one, a writable bind's source."""
+    for mount in mounts:
+        upper = value(mount.options, "upperdir")
+        if upper is not None:
+            yield upper
+        elif mount.type == "bind" and "ro" not in mount.options:
+            yield mount.source

@@ -1,0 +1,155 @@
+"""What keeps rows and bytes of a store together over crashes and losses of power.
+
+    mark_lost    at start: after a boot, committed snapshots whose files were never synced are marked
+    flush        soon after such commits, and at a clean stop: sync them
+    sweep        after start, while requests are served: bytes without a row go, rows without bytes are told
+
+A kill of the daemon alone loses nothing: the page cache is the kernel's. So the boot id, kept in `facts`, tells whether
+what was not synced may be incomplete; a clean stop leaves nothing unsynced.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from orlop.core.metadata import Database, Transaction
+from orlop.core.snapshots import Kind, Snapshot, rows
+from orlop.core.snapshots.store import Store
+
+log: Final = logging.getLogger(__name__)
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What a sweep found.
+
+    Attributes:
+        thrown_away: numbers that had bytes and no row.
+        made_again: active snapshots and views whose directory had not reached the disk; what was in it was not synced.
+        missing: committed snapshots without bytes; they are refused from now on.
+    """
+
+    thrown_away: tuple[int, ...] = ()
+    made_again: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
+
+
+def boot_id() -> str:
+    """What changes with each boot of the machine."""
+    return _BOOT_ID.read_text().strip()
+
+
+def mark_lost(db: Database, store: Store, boot: str) -> int:
+    """Mark what was committed and not synced before the machine last stopped; returns how many are marked now."""
+    key = f"snapshots/{store.name}/boot-id"
+
+    def write(tx: Transaction) -> None:
+        before = tx.one("SELECT value FROM facts WHERE key = ?", (key,))
+        if before is not None and before["value"] == boot:
+            return
+        tx.execute(
+            "UPDATE snapshots SET synced_at = ? WHERE snapshotter = ? AND kind = ? AND synced_at IS NULL",
+            (rows.LOST, store.name, Kind.COMMITTED),
+        )
+        tx.execute(
+            "INSERT INTO facts (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            (key, boot),
+        )
+
+    db.write_sync(write)
+    lost = lost_snapshots(db, store)
+    for row in lost:
+        log.error(
+            "snapshot may be incomplete since the machine stopped; remove it and unpack its image again",
+            extra={"namespace": row["namespace"], "snapshotter": store.name, "snapshot": row["name"]},
+        )
+    return len(lost)
+
+
+def lost_snapshots(db: Database, store: Store) -> list[rows.Row]:
+    """The rows of all that is refused because it may be incomplete."""
+    return db.all(
+        "SELECT number, namespace, name FROM snapshots WHERE snapshotter = ? AND synced_at = ?", (store.name, rows.LOST)
+    )
+
+
+def flush(db: Database, store: Store) -> int:
+    """Sync committed snapshots that are not yet; blocks. Returns how many there were.
+
+    Raises:
+        OSError: the disk does not take them; they stay unsynced.
+    """
+    found = db.all(
+        "SELECT number FROM snapshots WHERE snapshotter = ? AND kind = ? AND synced_at IS NULL",
+        (store.name, Kind.COMMITTED),
+    )
+    if not found:
+        return 0
+    numbers = [row["number"] for row in found]
+    store.snapshotter.sync(numbers)
+
+    def write(tx: Transaction) -> None:
+        for number in numbers:
+            tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (tx.now, number))
+
+    db.write_sync(write)
+    return len(numbers)
+
+
+def sweep(db: Database, store: Store) -> Swept:
+    """Bring bytes and rows together again; blocks, and may run while the store is used."""
+    on_disk = sorted(store.snapshotter.numbers())
+    known = db.all("SELECT number, namespace, name, kind FROM snapshots WHERE snapshotter = ?", (store.name,))
+    orphans = set(on_disk) - {row["number"] for row in known}
+    thrown_away = [number for number in sorted(orphans) if _throw_away(db, store, number)]
+    made_again: list[int] = []
+    missing: list[int] = []
+    for row in known:
+        home = store.snapshotter.home(row["number"])
+        if home is None or os.path.isdir(home):
+            continue
+        again = db.write_sync(lambda tx, row=row: _without_bytes(tx, store, row["number"]))  # type: ignore[misc]
+        if again is not None:
+            (made_again if again else missing).append(row["number"])
+            log.error(
+                "snapshot had no directory: made anew, empty" if again else "snapshot has no directory: refused",
+                extra={"namespace": row["namespace"], "snapshotter": store.name, "snapshot": row["name"]},
+            )
+    return Swept(thrown_away=tuple(thrown_away), made_again=tuple(made_again), missing=tuple(missing))
+
+
+def _throw_away(db: Database, store: Store, number: int) -> bool:
+    """Remove what has no row; under the writer's lock, because a row may just be on its way."""
+
+    def write(tx: Transaction) -> bool:
+        if number in store.making or tx.one("SELECT 1 FROM snapshots WHERE number = ?", (number,)):
+            return False
+        store.throw_away(tx, number)
+        return True
+
+    gone = db.write_sync(write)
+    if gone:
+        store.snapshotter.remove(number)
+        log.warning("removed what had no row", extra={"snapshotter": store.name, "number": number})
+    return gone
+
+
+def _without_bytes(tx: Transaction, store: Store, number: int) -> bool | None:
+    """A row whose directory is not there: make an active one again (True), mark a committed one (False).
+
+    None if all is well by now. Removal renames and deletes in one transaction, so in here both are there or neither.
+    """
+    row = tx.one("SELECT parent, kind FROM snapshots WHERE number = ?", (number,))
+    home = store.snapshotter.home(number)
+    if row is None or home is None or os.path.isdir(home):
+        return None
+    if row["kind"] == Kind.COMMITTED or "prepare" not in store.snapshotter.quick:
+        tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (rows.LOST, number))
+        return False
+    parents = rows.chain(tx, row["parent"])
+    store.snapshotter.prepare(Snapshot(number=number, parents=parents, kind=Kind(row["kind"])))
+    return True

@@ -1,0 +1,38 @@
+"""What the standard library lacks for files: syncfs(2) and reflinks (ioctl_ficlone(2))."""
+
+import ctypes
+import fcntl
+import os
+from typing import Final
+
+from orlop.linux._libc import libc, oserror
+
+# linux/fs.h: _IOW(0x94, 9, int)
+FICLONE: Final = 0x40049409
+
+_syncfs = libc.syncfs
+_syncfs.argtypes = [ctypes.c_int]
+_syncfs.restype = ctypes.c_int
+
+
+def syncfs(path: str | os.PathLike[str]) -> None:
+    """Write out the whole file system that holds the directory `path`: syncfs(2).
+
+    Raises:
+        OSError: EIO, ENOSPC or EDQUOT if something could not be written since the last call (Linux 5.8); ENOENT.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _syncfs(fd) < 0:
+            raise oserror("syncfs", path)
+    finally:
+        os.close(fd)
+
+
+def reflink(source_fd: int, target_fd: int) -> None:
+    """Let the file behind `target_fd` share all extents of the other: ioctl_ficlone(2).
+
+    Raises:
+        OSError: EOPNOTSUPP or ENOTTY where the file system cannot; EXDEV; EINVAL for a file that cannot be shared.
+    """
+    fcntl.ioctl(target_fd, FICLONE, source_fd)
