@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from orlop.base.rpc import Service
     from orlop.core.events import Exchange
     from orlop.core.metadata import Database
+    from orlop.core.metadata.trash import Trash
     from orlop.core.runtime import TaskManager
 
 METADATA: "Final[Kind[Database]]" = Kind("io.containerd.metadata.v1")
+TRASH: "Final[Kind[Trash]]" = Kind("io.orlop.trash.v1")
 EVENT: "Final[Kind[Exchange]]" = Kind("io.containerd.event.v1")
 CONTENT: Final[Kind[Any]] = Kind("io.containerd.content.v1")
 SNAPSHOTTER: Final[Kind[Any]] = Kind("io.containerd.snapshotter.v1")

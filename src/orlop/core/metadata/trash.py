@@ -3,10 +3,10 @@
     <root>/trash/<number>~<origin>     <origin> is the path below <root> it came from, each `/` written as `%2F`
 
 Whoever deletes calls `take()` inside the write transaction that removes the last row: the file or directory is renamed
-into the trash and the table `trash` says so. Both happen under the writer's lock, so whoever writes the same thing again
-finds it whole or finds nothing. If the transaction is lost, the rename is taken back; if the process dies in between,
-`recover()` finds an entry without a row when the daemon starts and puts it back to its origin. A row without an entry
-means that the rename did not reach the disk: the sweep of the owning store finds the left-over, which has no row any more.
+into the trash and the table `trash` says so. Both happen under the writer's lock, so whoever writes the same thing
+again finds it whole or finds nothing. If the transaction is lost, the rename is taken back; if the process dies in
+between, `recover()` finds an entry without a row when the daemon starts and puts it back to its origin. A row without
+an entry means that the rename did not reach the disk: the sweep of the owning store finds what is left over.
 
 On another file system than <root>, where rename(2) answers EXDEV, the entry becomes a neighbour of its origin,
 `.trash-<number>~<name>`, and the row says where; such an entry is put back by the same rule.
@@ -14,6 +14,7 @@ On another file system than <root>, where rename(2) answers EXDEV, the entry bec
 One thread unlinks, outside the lock, and removes the rows afterwards.
 """
 
+import asyncio
 import contextlib
 import errno
 import itertools
@@ -69,6 +70,10 @@ class Trash:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    async def aclose(self) -> None:
+        """Leave the context without blocking the event loop."""
+        await asyncio.get_running_loop().run_in_executor(None, self.__exit__, None, None, None)
 
     def take(self, tx: Transaction, path: Path) -> bool:
         """Throw `path`, a file or a directory below the root, away as part of `tx`.

@@ -1,0 +1,29 @@
+"""Leases: a caller's hold on things while nothing else refers to them.
+
+Source: containerd's core/leases/lease.go.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Lease", "Resource"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A lease; it ends when it is deleted or its label `containerd.io/gc.expire` (RFC 3339) is past.
+
+    `created_at` is in nanoseconds since the epoch, UTC.
+    """
+
+    id: str
+    created_at: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """What a lease can hold: `content` by digest, `ingests` by ref, `images` by name, `snapshots/<name>` by key."""
+
+    type: str
+    id: str

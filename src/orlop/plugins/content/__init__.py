@@ -1,0 +1,1 @@
+"""Content stores that are built in."""

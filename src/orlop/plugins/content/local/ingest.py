@@ -1,0 +1,197 @@
+"""The files of one ingest.
+
+    <root>/ingest/<key>/data     the bytes so far
+                        ref      `<namespace>/<ref>`, for people and for fsck
+                        synced   `<boot id> <bytes>`: the boot in which it was last written, and how much is synced
+
+After a loss of power the end of `data` may be anything, so of an ingest from another boot only the synced part counts.
+In the same boot the page cache has everything, also when the daemon was killed.
+
+All of this blocks; it belongs in a thread, small writes aside.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from orlop.base.errdefs import ResourceExhaustedError
+from orlop.oci.digest import Digest, new_hash
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+BUFFER_SIZE: Final = 1 << 20
+DATA: Final = "data"
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Ingest:
+    """The open data file of an ingest, with the running hash of what is in it.
+
+    Attributes:
+        offset: bytes written; the file always ends there.
+    """
+
+    def __init__(self, directory: Path, name: str, algorithm: str = "sha256") -> None:
+        self.directory = directory
+        self.name = name
+        self.algorithm = algorithm
+        self.offset = 0
+        self._hash: Hash = new_hash(algorithm)
+        self._fd = -1
+
+    @property
+    def data(self) -> Path:
+        return self.directory / DATA
+
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
+    def open(self, *, fresh: bool) -> None:
+        """Create the files, or open them and hash what is there. `fresh` forgets what there may be.
+
+        Raises:
+            ResourceExhaustedError: the disk is full.
+        """
+        with self._disk("open"):
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = os.open(self.data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                length, synced = (0, 0) if fresh else self._trusted()
+                os.ftruncate(self._fd, length)
+                self._hash = hash_file(self._fd, length, self.algorithm)
+                self.offset = length
+                (self.directory / "ref").write_text(self.name)
+                self._note_synced(synced)
+            except BaseException:
+                self._close()
+                raise
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append all of `data`.
+
+        Raises:
+            ResourceExhaustedError: the disk is full; the file ends where it did before.
+        """
+        with self._disk(f"write at {self.offset}"):
+            view = memoryview(data)
+            try:
+                at = self.offset
+                while view:
+                    count = os.pwrite(self._fd, view, at)
+                    at += count
+                    view = view[count:]
+            except OSError:
+                os.ftruncate(self._fd, self.offset)
+                raise
+        self._hash.update(data)
+        self.offset = at
+
+    def truncate(self) -> None:
+        """Forget all bytes."""
+        self._note_synced(0)
+        os.ftruncate(self._fd, 0)
+        self._hash = new_hash(self.algorithm)
+        self.offset = 0
+
+    def digest(self) -> Digest:
+        """The digest of the bytes so far."""
+        return Digest.of_hash(self._hash, self.algorithm)
+
+    def rehash(self, algorithm: str) -> Digest:
+        """The digest of the bytes so far by another algorithm: reads them all again, and goes on with that one."""
+        if algorithm != self.algorithm:
+            self._hash = hash_file(self._fd, self.offset, algorithm)
+            self.algorithm = algorithm
+        return self.digest()
+
+    def sync(self) -> None:
+        """Have the bytes on disk: fsync(2)."""
+        with self._disk("sync"):
+            os.fsync(self._fd)
+
+    def close(self, *, keep: bool) -> None:
+        """Close the file; `keep` has the bytes on disk and noted before, for whoever resumes. Idempotent."""
+        if self.closed:
+            return
+        try:
+            if keep and self.directory.exists():
+                self.sync()
+                self._note_synced(self.offset)
+        finally:
+            self._close()
+
+    def remove(self) -> None:
+        """Remove the directory with all that is in it."""
+        shutil.rmtree(self.directory, ignore_errors=True)  # what stays has no row and goes with the next start's sweep
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _trusted(self) -> tuple[int, int]:
+        """How many bytes of the file can be relied on, and how many of them are known to be synced."""
+        length = os.fstat(self._fd).st_size
+        try:
+            boot, count = (self.directory / "synced").read_text().split()
+            synced = min(length, int(count))
+        except (FileNotFoundError, ValueError):
+            return 0, 0
+        return (length if boot == boot_id() else synced), synced
+
+    def _note_synced(self, length: int) -> None:
+        (self.directory / "synced").write_text(f"{boot_id()} {length}\n")
+
+    @contextlib.contextmanager
+    def _disk(self, phase: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise ResourceExhaustedError(
+                    f"ingest {self.name}: {phase}: no space left on the file system of {self.directory.parent}"
+                ) from error
+            raise
+
+
+def hash_file(fd: int, length: int, algorithm: str) -> "Hash":
+    """Hash the first `length` bytes of a file."""
+    state = new_hash(algorithm)
+    at = 0
+    while at < length:
+        part = os.pread(fd, min(BUFFER_SIZE, length - at), at)
+        if not part:
+            break
+        state.update(part)
+        at += len(part)
+    return state
+
+
+def stat_data(directory: Path) -> tuple[int, int]:
+    """Size of an ingest's data and when it was last written (nanoseconds); zeros if there is none."""
+    try:
+        found = os.stat(directory / DATA)
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+def sync_directory(path: Path) -> None:
+    """Have a directory's entries on disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot."""
+    return _BOOT_ID.read_text().strip()
