@@ -15,7 +15,7 @@ handler and encodes the answer. Handlers are methods of a plain class, named aft
 
 import inspect
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -89,7 +89,7 @@ class Method:
         encoded: bytes = answer.SerializeToString()
         return encoded
 
-    async def stream(self, call: Call, payload: bytes | AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def stream(self, call: Call, payload: bytes | AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Answer a request in which a side streams; `payload` is bytes unless the client streams."""
         if isinstance(payload, bytes):
             argument: Any = self._request(payload)

@@ -18,6 +18,7 @@ log: Final = logging.getLogger(__name__)
 
 async def _init(context: Context) -> TaskManager:
     host = ShimHost(
+        state=context.daemon.state,
         address=context.daemon.grpc.address,
         ttrpc_address=context.daemon.ttrpc_address,
         publish_binary=_own_program(),

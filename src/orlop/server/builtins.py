@@ -17,11 +17,11 @@ GROUP: Final = "orlop.plugins"
 MODULES: Final = (
     "orlop.plugins.services.events",
     "orlop.plugins.metadata",
-    # "orlop.plugins.runtime",
+    "orlop.plugins.runtime",
     "orlop.plugins.services.version",
     "orlop.plugins.services.health",
     "orlop.plugins.services.introspection",
-    # "orlop.plugins.services.tasks",
+    "orlop.plugins.services.tasks",
 )
 
 

@@ -38,8 +38,9 @@ class ShimBinary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShimHost:
-    """What a shim is told of the daemon that starts it."""
+    """What a shim is told of the daemon that starts it. `state` is where our supervisor keeps its sockets."""
 
+    state: str
     address: str
     ttrpc_address: str
     publish_binary: str
@@ -142,6 +143,7 @@ async def _run(
         "TTRPC_ADDRESS": host.ttrpc_address,
         "GRPC_ADDRESS": host.address,
         "NAMESPACE": bundle.namespace,
+        "ORLOP_STATE": host.state,
         "MAX_SHIM_VERSION": str(MAX_SHIM_VERSION),
         "GOMAXPROCS": os.environ.get("GOMAXPROCS", "2"),
     }

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Final, TypeVar
 
 from google.protobuf.message import Message
@@ -62,13 +61,14 @@ class Shim:
             raise UnimplementedError(f"shim {self.bootstrap.address}: protocol {self.bootstrap.protocol!r}")
         if self.bootstrap.version not in (2, 3):
             raise UnimplementedError(f"shim {self.bootstrap.address}: version {self.bootstrap.version}")
-        path = Path(self.bootstrap.address.removeprefix("unix://"))
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                self._client = await aio.Client.connect(path)
-        except (OSError, ttrpc.TtrpcError) as error:
-            raise UnavailableError(f"shim {self.bootstrap.address}: connect: {error}") from error
-        self._watch = asyncio.create_task(self._watch_connection(self._client, on_lost), name=f"shim {path}")
+            self._client = await aio.Client.connect(
+                self.bootstrap.address, timeout_s=CONNECT_TIMEOUT_S, metadata={NAMESPACE_KEY: self.namespace}
+            )
+        except ttrpc.TtrpcError as error:
+            raise UnavailableError(f"shim: {error}") from error
+        name = f"shim {self.bootstrap.address}"
+        self._watch = asyncio.create_task(self._watch_connection(self._client, on_lost), name=name)
 
     async def close(self) -> None:
         """Drop the connection; the shim and its tasks go on."""
@@ -98,12 +98,11 @@ class Shim:
         if client is None:
             raise UnavailableError(f"shim {self.bootstrap.address}: {method}: not connected")
         try:
-            payload = await client.unary(
+            payload = await client.call(
                 f"containerd.task.v{self.bootstrap.version}.Task",
                 method,
                 request.SerializeToString(),
-                metadata={NAMESPACE_KEY: self.namespace},
-                timeout=timeout_s,
+                timeout_s=timeout_s,
             )
         except ttrpc.TtrpcError as error:
             raise self._translate(error, method) from error

@@ -112,7 +112,7 @@ class GrpcDoor:
             except Exception as error:
                 await _abort(context, error, method)
             finally:
-                await answers.aclose()  # type: ignore[attr-defined]  # an async generator, typed as its iterator
+                await answers.aclose()
                 if record:
                     record("grpc", method.name, start, trace.clock())
 
