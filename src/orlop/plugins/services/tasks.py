@@ -18,8 +18,8 @@ from orlop.api.types.task import task_pb2
 from orlop.base import filters, namespaces
 from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError, UnimplementedError
 from orlop.base.rpc import Call, Service, bind
-from orlop.core import containers
-from orlop.core.kinds import CONTAINERS, GRPC, RUNTIME
+from orlop.core.kinds import GRPC, METADATA, RUNTIME
+from orlop.core.metadata.containers import ContainerStore
 from orlop.core.mount import Mount
 from orlop.core.plugin import Context, Registration
 from orlop.core.runtime import CreateOptions, Task, TaskManager
@@ -31,7 +31,7 @@ log: Final = logging.getLogger(__name__)
 class Tasks:
     """containerd.services.tasks.v1.Tasks."""
 
-    def __init__(self, store: containers.Store, manager: TaskManager) -> None:
+    def __init__(self, store: ContainerStore, manager: TaskManager) -> None:
         self._containers = store
         self._manager = manager
 
@@ -42,15 +42,18 @@ class Tasks:
             raise UnimplementedError(f"task {request.container_id}: create from a checkpoint image")
         task_options = request.options if request.HasField("options") else None
         checkpoint = _unpack(task_options, Options).criu_image_path if task_options is not None else ""
+        spec = AnyMessage.FromString(container.spec or b"")
+        stored = container.runtime.options
+        container_options = AnyMessage.FromString(stored) if stored else None
         options = CreateOptions(
             runtime=request.runtime_path or container.runtime.name,
-            spec_type=container.spec.type_url if container.spec is not None else "",
-            spec=container.spec.value if container.spec is not None else b"",
+            spec_type=spec.type_url,
+            spec=spec.value,
             rootfs=[
                 Mount(type=m.type, source=m.source, target=m.target, options=tuple(m.options)) for m in request.rootfs
             ],
             io=ProcessIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal),
-            options=task_options if task_options is not None and task_options.value else container.runtime.options,
+            options=task_options if task_options is not None and task_options.value else container_options,
             checkpoint=checkpoint,
         )
         pid = await self._manager.create(namespace, request.container_id, options)
@@ -198,8 +201,8 @@ def _unpack(options: AnyMessage | None, cls: Any) -> Any:
 
 
 def _init(context: Context) -> Service:
-    tasks = Tasks(context.get(CONTAINERS), context.get(RUNTIME))
+    tasks = Tasks(ContainerStore(context.get(METADATA)), context.get(RUNTIME))
     return bind(tasks_pb2.DESCRIPTOR.services_by_name["Tasks"], tasks)
 
 
-REGISTRATION: Final = Registration(kind=GRPC, id="tasks", requires=(CONTAINERS, RUNTIME), init=_init)
+REGISTRATION: Final = Registration(kind=GRPC, id="tasks", requires=(METADATA, RUNTIME), init=_init)
