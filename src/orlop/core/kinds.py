@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from orlop.core.metadata import Database
     from orlop.core.metadata.trash import Trash
     from orlop.core.runtime import TaskManager
+    from orlop.core.snapshots import Snapshotter
+    from orlop.core.snapshots.stores import Stores
 
 METADATA: "Final[Kind[Database]]" = Kind("io.containerd.metadata.v1")
 TRASH: "Final[Kind[Trash]]" = Kind("io.orlop.trash.v1")
 EVENT: "Final[Kind[Exchange]]" = Kind("io.containerd.event.v1")
 CONTENT: Final[Kind[Any]] = Kind("io.containerd.content.v1")
-SNAPSHOTTER: Final[Kind[Any]] = Kind("io.containerd.snapshotter.v1")
+SNAPSHOTTER: "Final[Kind[Snapshotter]]" = Kind("io.containerd.snapshotter.v1")
+SNAPSHOTS: "Final[Kind[Stores]]" = Kind("io.orlop.snapshots.v1")
 DIFFER: Final[Kind[Any]] = Kind("io.containerd.differ.v1")
 GC: Final[Kind[Any]] = Kind("io.containerd.gc.v1")
 LEASE: Final[Kind[Any]] = Kind("io.containerd.lease.v1")

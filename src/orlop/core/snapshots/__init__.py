@@ -115,7 +115,7 @@ class Snapshotter(Protocol):
     are, an `OSError` in words that name the snapshot and the step.
 
     Attributes:
-        quick: names of the methods that are quick.
+        quick: which of `prepare` and `mounts` are quick.
         capabilities: words for introspection that clients look for: `rebase` (a parent may be chosen at commit),
             `remap-ids` (mounts take the id mapping of the labels).
         exports: facts for introspection, such as `root`.
@@ -143,6 +143,7 @@ class Snapshotter(Protocol):
 
         May be called again, if the row could not be written; must then do nothing.
         """
+        return
 
     def usage(self, snapshot: Snapshot) -> Usage:
         """What it takes on disk, measured now."""
@@ -158,6 +159,7 @@ class Snapshotter(Protocol):
 
     def remove(self, number: int) -> None:
         """Free what is left of a snapshot after its row and its `home` are gone; may be called twice for one."""
+        return
 
     def numbers(self) -> Iterable[int]:
         """Every number of which there is something, for the sweep of what has no row."""
@@ -165,13 +167,15 @@ class Snapshotter(Protocol):
 
     def sync(self, numbers: Sequence[int]) -> None:
         """Make what these snapshots hold survive a loss of power."""
+        return
 
     def locate(self, path: str) -> int | None:
         """The number of the snapshot that is written to through `path`, a directory in its mounts; else None."""
         return None
 
     def cleanup(self) -> None:
-        """Free what removed snapshots still take."""
+        """Free what removed snapshots still take, however long it lasts."""
+        return
 
 
 Factory = Callable[[Path], Snapshotter]
