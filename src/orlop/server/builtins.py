@@ -17,11 +17,15 @@ GROUP: Final = "orlop.plugins"
 MODULES: Final = (
     "orlop.plugins.services.events",
     "orlop.plugins.metadata",
+    "orlop.plugins.trash",
     "orlop.plugins.runtime",
     "orlop.plugins.services.version",
     "orlop.plugins.services.health",
     "orlop.plugins.services.introspection",
     "orlop.plugins.services.tasks",
+    "orlop.plugins.snapshots.overlayfs",
+    "orlop.plugins.snapshots.native",
+    "orlop.plugins.services.snapshots",
 )
 
 
