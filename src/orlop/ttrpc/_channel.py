@@ -57,7 +57,19 @@ class Call:
         finished: the peer has said its last.
     """
 
-    __slots__ = ("deadline", "drained", "error", "finished", "items", "name", "size", "stream", "streaming", "wake")
+    __slots__ = (
+        "deadline",
+        "drained",
+        "error",
+        "finished",
+        "items",
+        "name",
+        "size",
+        "stalled_until",
+        "stream",
+        "streaming",
+        "wake",
+    )
 
     def __init__(self, name: str, timeout_s: "float | None", streaming: bool) -> None:
         self.name = name
@@ -71,11 +83,13 @@ class Call:
         self.wake = threading.Lock()
         self.wake.acquire()
         self.drained: threading.Lock | None = None  # what the reader sleeps on while this stream is full
+        self.stalled_until: float | None = None  # when the stream fails if nothing is taken
 
     def overfull(self) -> bool:
         return self.streaming and (len(self.items) > STREAM_MESSAGES or self.size > STREAM_BYTES)
 
     def release_drained(self) -> None:
+        self.stalled_until = None
         drained, self.drained = self.drained, None
         if drained is not None:
             drained.release()
@@ -135,6 +149,7 @@ class Channel:
         self._next_stream = 1
         self._owed = memoryview(b"")  # the rest of a frame that has been written in part
         self._reader = FrameReader()
+        self._full: Call | None = None  # a stream that must be emptied before more is read
         # An exception (Ctrl-C) came between a system call and its book-keeping: what the peer has is not known.
         self._write_torn = False
         self._read_torn = False
@@ -283,7 +298,7 @@ class Channel:
             if not events:
                 raise call.too_late()
             if office and events[0][1] & ~select.POLLOUT:
-                self._receive()
+                self._receive(call)
         finally:
             if office:
                 self._leave_office()
@@ -342,12 +357,14 @@ class Channel:
     def _read_for(self, call: Call) -> None:
         while not call.items and call.error is None and self.error is None:
             if self._poll.poll(call.remaining_ms()):
-                self._receive()
+                self._receive(call)
             elif call.remaining() == 0:
                 raise call.too_late()
 
-    def _receive(self) -> None:
-        """Take what the socket has and deal it out."""
+    def _receive(self, reader: Call) -> None:
+        """Take what the socket has and deal it out, for the thread that waits in `reader`."""
+        if self._full is not None and not self._emptied(self._full, reader):
+            return
         if self.error is not None:
             return
         if self._read_torn:
@@ -389,31 +406,39 @@ class Channel:
             if data is None or kind == wire.RESPONSE or flags & wire.REMOTE_CLOSED:
                 self._finish(call)
             self._notify(call)
-            overfull = call.overfull()
-        if overfull:
-            self._stall(call)
+            if not call.finished and call.overfull():
+                self._full = call
 
     def _finish(self, call: Call) -> None:
         call.finished = True
         self._calls.pop(call.stream, None)
 
-    def _stall(self, call: Call) -> None:
-        """Read nothing for a while because a stream is full, so that the peer is slowed down; then fail the stream."""
-        until = time.monotonic() + STALL_SECONDS
-        while True:
-            with self._lock:
-                if self.error is not None or call.finished or not call.overfull():
-                    return
-                left = until - time.monotonic()
-                if left <= 0:
-                    text = f"{call.name}: stream buffer full: nothing was taken for {STALL_SECONDS:g} s"
-                    call.error = TtrpcError(RESOURCE_EXHAUSTED, text)
-                    self._finish(call)
-                    self._notify(call)
-                    return
-                drained = call.drained = threading.Lock()
-                drained.acquire()
-            drained.acquire(timeout=left)
+    def _emptied(self, full: Call, reader: Call) -> bool:
+        """Wait until the stream `full` is emptied, so that the peer is slowed down; after a while fail it and go on.
+
+        False if the wait ended for another reason. Raises DEADLINE_EXCEEDED for the reader's own deadline.
+        """
+        with self._lock:
+            if full.finished or full.error is not None or not full.overfull():
+                self._full = None
+                return True
+            now = time.monotonic()
+            if full.stalled_until is None:
+                full.stalled_until = now + STALL_SECONDS
+            if now >= full.stalled_until:
+                text = f"{full.name}: stream buffer full: nothing was taken for {STALL_SECONDS:g} s"
+                full.error = TtrpcError(RESOURCE_EXHAUSTED, text)
+                self._full = None
+                self._finish(full)
+                self._notify(full)
+                return True
+            if reader.remaining() == 0:
+                raise reader.too_late()
+            left = full.stalled_until - now
+            drained = full.drained = threading.Lock()
+            drained.acquire()
+        drained.acquire(timeout=left if reader.deadline is None else min(left, reader.remaining()))
+        return False
 
     # ---- losing
 

@@ -1,13 +1,17 @@
 """Frames over an asyncio transport: what the asyncio client and the server share. It reads, writes and holds back.
 
-Nothing here is unbounded: while the peer does not take what was written, or the owner called `hold()`, no more is read.
+Nothing here is unbounded: while the owner has called `hold()` nothing is read, and while the peer does not take what
+was written, nothing is read beyond the first frame that would add to it.
 """
 
 import asyncio
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orlop.ttrpc import wire
 from orlop.ttrpc._reader import FrameReader
+
+if TYPE_CHECKING:
+    from orlop.ttrpc._reader import Frame
 
 # One write call for header and data below this; above it, copying costs more than a second buffer.
 _JOIN_BELOW: Final = 64 << 10
@@ -29,6 +33,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader()
         self._holds = 0
+        self._deferred: Frame | None = None  # taken out of the reader, not to be dealt with before the peer takes more
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._corked: list[bytes] | None = None  # answers to the frames being dealt with, written together
         self._corked_size = 0
@@ -46,6 +51,10 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def connection_ended(self, reason: str) -> None:
         """The connection is gone; `reason` says how, for people."""
         raise NotImplementedError
+
+    def adds_output(self, stream: int, kind: int) -> bool:
+        """Whether such a frame would be answered; then it waits until the peer has taken the answers before it."""
+        return False
 
     # ---- sending
 
@@ -118,17 +127,18 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         self.writable = True
+        self._deferred = None
         self._wake_drained()
         self.connection_ended(str(exc) if exc is not None else "closed by the other side")
 
     def pause_writing(self) -> None:
         self.writable = False
-        self.hold()
 
     def resume_writing(self) -> None:
         self.writable = True
         self._wake_drained()
-        self.release()
+        if self._deferred is not None:
+            self.release()
 
     def _wake_drained(self) -> None:
         waiters, self._drain_waiters = self._drain_waiters, []
@@ -141,10 +151,15 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._corked, self._corked_size = [], 0
         try:
             while not self._holds:
-                frame = self._reader.next_frame(self.receive_limit)
+                frame = self._deferred or self._reader.next_frame(self.receive_limit)
                 if frame is None:
                     break
                 stream, kind, flags, data, length = frame
+                if not self.writable and (data is None or self.adds_output(stream, kind)):
+                    self._deferred = frame
+                    self.hold()
+                    break
+                self._deferred = None
                 if data is None:
                     self.oversize_received(stream, kind, length)
                 else:

@@ -184,6 +184,9 @@ class Connection(FrameProtocol):
             self._data(stream, flags, data)
         # Other kinds are ignored, as Go does, so that the protocol can grow.
 
+    def adds_output(self, stream: int, kind: int) -> bool:
+        return kind != wire.CANCEL and not (kind == wire.DATA and stream in self._calls)
+
     def oversize_received(self, stream: int, kind: int, length: int) -> None:
         error = wire.oversize(length, self.receive_limit)
         call = self._calls.get(stream)
