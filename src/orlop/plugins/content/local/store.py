@@ -36,7 +36,9 @@ from orlop.core.metadata import content as rows
 from orlop.core.metadata.rows import check_key
 from orlop.core.metadata.trash import Trash
 from orlop.oci.digest import Digest
+from orlop.plugins.content.local import sweep as sweeping
 from orlop.plugins.content.local.ingest import Ingest, stat_data
+from orlop.plugins.content.local.sweep import Swept
 from orlop.plugins.content.local.writer import LocalWriter
 
 T = TypeVar("T")
@@ -87,7 +89,7 @@ class LocalStore:
         self.root = root
         self.db = db
         self.policy = policy
-        self._trash = trash
+        self.trash = trash
         self._refs: dict[tuple[str, str], tuple[float, LocalWriter | None]] = {}
         self._refs_lock = threading.Lock()
         self._commits: Counter[str] = Counter()
@@ -163,13 +165,28 @@ class LocalStore:
         Returns the bytes that will be free. Raises NotFoundError.
         """
         size = rows.blob_size(tx, digest) or 0
-        if rows.delete(tx, namespace, digest) and self._remove_blob(tx, digest):
+        if rows.delete(tx, namespace, digest) and self.remove_blob(tx, digest):
             return size
         return 0
 
-    def _remove_blob(self, tx: Transaction, digest: str) -> bool:
+    def remove_blob(self, tx: Transaction, digest: str) -> bool:
+        """Throw a blob's file away, whose row has gone, unless somebody is committing it."""
         with self._commits_lock:
-            return digest not in self._commits and self._trash.take(tx, self.blob_path(digest))
+            return digest not in self._commits and self.trash.take(tx, self.blob_path(digest))
+
+    # After a start.
+
+    def sweep(self) -> Swept:
+        """Bring files and rows together again; blocks, and may run while the store is used."""
+        return sweeping.sweep(self)
+
+    def discard_blobs(self, digests: list[str]) -> list[str]:
+        """Throw away those of the blobs that have no row; returns which."""
+        return self.db.write_sync(lambda tx: sweeping.discard_blobs(self, tx, digests))
+
+    def discard_ingests(self, keys: list[str]) -> list[str]:
+        """Throw away those of the ingests' directories that have no row; returns which."""
+        return self.db.write_sync(lambda tx: sweeping.discard_ingests(self, tx, keys))
 
     # Ingests.
 
@@ -264,7 +281,7 @@ class LocalStore:
         if row is None:
             raise NotFoundError(f"reference {ref}")
         self.drop_claim(tx, row.expected)
-        self._trash.take(tx, self.ingest_path(row.key))
+        self.trash.take(tx, self.ingest_path(row.key))
         with self._refs_lock:
             writer = self._refs.get((namespace, ref), (0.0, None))[1]
         if writer is not None:
@@ -273,7 +290,7 @@ class LocalStore:
     def drop_claim(self, tx: Transaction, digest: str) -> None:
         """Remove a blob that only an ingest's claim, now gone, kept."""
         if digest and rows.forget_blob(tx, digest):
-            self._remove_blob(tx, digest)
+            self.remove_blob(tx, digest)
 
     def is_open(self, namespace: str, ref: str) -> bool:
         """Whether a writer has the ingest open."""

@@ -1,0 +1,128 @@
+"""One collection: mark, remove the rows that were not marked, put their bytes into the trash; one write transaction."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from orlop.core.gc.graph import Graph
+from orlop.core.gc.mark import Kind, Node, mark
+from orlop.core.metadata import Transaction
+
+log: Final = logging.getLogger(__name__)
+
+
+class ContentRemover(Protocol):
+    """What the collector needs of the content store; all within a transaction."""
+
+    def remove_record(self, tx: Transaction, namespace: str, digest: str, /) -> int:
+        """Remove a namespace's record of a blob; returns the bytes that become free."""
+        ...
+
+    def remove_ingest(self, tx: Transaction, namespace: str, ref: str, /) -> None:
+        """Remove an ingest with its files."""
+        ...
+
+    def is_open(self, namespace: str, ref: str, /) -> bool:
+        """Whether somebody is writing the ingest."""
+        ...
+
+
+class SnapshotRemover(Protocol):
+    """What the collector needs of a snapshotter's store."""
+
+    def delete(self, tx: Transaction, number: int, /) -> None:
+        """Remove a snapshot without children: row, directory, event."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What a collection did.
+
+    Attributes:
+        removed: how many of each kind.
+        freed_bytes: of blobs that nobody has a right to any more.
+        mark_s, sweep_s: how long the writer was held for each.
+        next_expiry: when the next lease, image or ingest expires, in nanoseconds since the epoch.
+    """
+
+    removed: Mapping[Kind, int] = field(default_factory=dict)
+    freed_bytes: int = 0
+    mark_s: float = 0.0
+    sweep_s: float = 0.0
+    next_expiry: int | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """How long nobody else could write."""
+        return self.mark_s + self.sweep_s
+
+
+class Collector:
+    """Collects garbage.
+
+    Args:
+        content: removes records and ingests.
+        snapshots: for each snapshotter, what removes its snapshots. Those of a snapshotter that is not loaded are kept.
+        image_deleted: publishes the event of an image that goes because it has expired.
+    """
+
+    def __init__(
+        self,
+        content: ContentRemover,
+        snapshots: Mapping[str, SnapshotRemover],
+        *,
+        image_deleted: Callable[[Transaction, str, str], None] = lambda _tx, _namespace, _name: None,
+    ) -> None:
+        self._content = content
+        self._snapshots = snapshots
+        self._image_deleted = image_deleted
+
+    def collect(self, tx: Transaction) -> Stats:
+        """Remove all that cannot be reached. A function for `Database.write`."""
+        began = time.monotonic()
+        graph = Graph.load(tx, is_open=self._content.is_open)
+        reachable = mark(graph.roots, graph.references)
+        marked = time.monotonic()
+        garbage = [node for node in graph.collectible if node not in reachable]
+        removed: Counter[Kind] = Counter()
+        freed = self._sweep(tx, garbage, graph, removed)
+        # Its own removals are no reason to collect again.
+        tx.mutations = tx.deletions = 0
+        return Stats(
+            removed=dict(removed),
+            freed_bytes=freed,
+            mark_s=marked - began,
+            sweep_s=time.monotonic() - marked,
+            next_expiry=graph.next_expiry,
+        )
+
+    def _sweep(self, tx: Transaction, garbage: Sequence[Node], graph: Graph, removed: Counter[Kind]) -> int:
+        freed = 0
+        snapshots = []
+        for node in garbage:
+            match node.kind:
+                case Kind.SNAPSHOT:
+                    snapshots.append(node)
+                    continue
+                case Kind.CONTENT:
+                    freed += self._content.remove_record(tx, node.namespace, node.key)
+                case Kind.INGEST:
+                    self._content.remove_ingest(tx, node.namespace, node.key)
+                case Kind.IMAGE:
+                    tx.execute("DELETE FROM images WHERE namespace = ? AND name = ?", (node.namespace, node.key))
+                    self._image_deleted(tx, node.namespace, node.key)
+                case Kind.LEASE:
+                    tx.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (node.namespace, node.key))
+            log.debug("collected", extra={"kind": node.kind.name.lower(), "namespace": node.namespace, "key": node.key})
+            removed[node.kind] += 1
+        # A snapshot's number is higher than its parent's: leaves go first.
+        for node in sorted(snapshots, key=graph.snapshots.__getitem__, reverse=True):
+            store = self._snapshots.get(node.key.partition("/")[0])
+            if store is not None:
+                store.delete(tx, graph.snapshots[node])
+                removed[Kind.SNAPSHOT] += 1
+        return freed

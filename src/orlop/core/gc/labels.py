@@ -1,0 +1,72 @@
+"""What the labels `containerd.io/gc.*` of an object mean to the collector."""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from orlop.base.labels import (
+    GC_BREF_CONTAINER,
+    GC_BREF_CONTENT,
+    GC_BREF_IMAGE,
+    GC_BREF_SNAPSHOT,
+    GC_EXPIRE,
+    GC_REF_CONTENT,
+    GC_REF_SNAPSHOT,
+    GC_ROOT,
+)
+from orlop.core.gc.mark import Kind, Node
+
+PREFIX: Final = "containerd.io/gc."
+GC_REF_IMAGE: Final = "containerd.io/gc.ref.image"
+
+# Labels that name one object: the key itself, or with a suffix after `.` or `/`.
+_PLAIN: Final = (
+    (GC_REF_CONTENT, Kind.CONTENT, False),
+    (GC_REF_IMAGE, Kind.IMAGE, False),
+    (GC_BREF_CONTAINER, Kind.CONTAINER, True),
+    (GC_BREF_CONTENT, Kind.CONTENT, True),
+    (GC_BREF_IMAGE, Kind.IMAGE, True),
+)
+# Labels whose key goes on with the snapshotter's name, and after `/` with anything.
+_SNAPSHOTS: Final = ((GC_REF_SNAPSHOT + ".", False), (GC_BREF_SNAPSHOT + ".", True))
+
+
+class Reference(NamedTuple):
+    """An object that a label names; `back` if it is that object which refers to the label's owner."""
+
+    node: Node
+    back: bool
+
+
+def references(namespace: str, labels: Mapping[str, str]) -> Iterator[Reference]:
+    """The objects that an object's labels name, all in its own namespace."""
+    for key, value in labels.items():
+        if key.startswith(PREFIX):
+            yield from _reference(namespace, key, value)
+
+
+def _reference(namespace: str, key: str, value: str) -> Iterator[Reference]:
+    for name, kind, back in _PLAIN:
+        if key.startswith(name) and (len(key) == len(name) or key[len(name)] in "./"):
+            yield Reference(Node(kind, namespace, value), back)
+    for name, back in _SNAPSHOTS:
+        if key.startswith(name):
+            snapshotter = key[len(name) :].partition("/")[0]
+            yield Reference(Node(Kind.SNAPSHOT, namespace, f"{snapshotter}/{value}"), back)
+
+
+def is_root(labels: Mapping[str, str]) -> bool:
+    """Whether a label says that the object is a root; containerd looks at the key's beginning only."""
+    return any(key.startswith(GC_ROOT) for key in labels)
+
+
+def expiry(labels: Mapping[str, str]) -> int | None:
+    """When an object expires, in nanoseconds since the epoch; None if never or if the label cannot be read."""
+    text = labels.get(GC_EXPIRE)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return int(moment.timestamp() * 1_000_000_000) if moment.tzinfo is not None else None

@@ -1,0 +1,1 @@
+"""When garbage is collected."""
