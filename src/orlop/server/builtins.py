@@ -26,6 +26,13 @@ MODULES: Final = (
     "orlop.plugins.snapshots.overlayfs",
     "orlop.plugins.snapshots.native",
     "orlop.plugins.services.snapshots",
+    "orlop.plugins.content.local.plugin",
+    "orlop.plugins.gc.scheduler",
+    "orlop.plugins.services.namespaces",
+    "orlop.plugins.services.content",
+    "orlop.plugins.services.images",
+    "orlop.plugins.services.containers",
+    "orlop.plugins.services.leases",
 )
 
 
