@@ -1,0 +1,68 @@
+"""A container's cgroups: where they are in v1, v2 and hybrid hierarchies, and who is in them.
+
+Every path is found by asking the kernel (/proc/PID/cgroup and mountinfo), never by composing what the spec asked for.
+"""
+
+import contextlib
+import functools
+import os
+from dataclasses import dataclass, field
+from typing import Self
+
+from orlop.linux.mount import mountinfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paths:
+    """Directories of one container's cgroups.
+
+    Attributes:
+        v1: by controller, such as `memory`; empty on a pure v2 host.
+        v2: in the unified hierarchy, or empty; the root of the hierarchy does not count.
+    """
+
+    v1: dict[str, str] = field(default_factory=dict)
+    v2: str = ""
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """The cgroups that a process is in now; empty if it has gone."""
+        unified, controllers = hierarchies()
+        v1: dict[str, str] = {}
+        v2 = ""
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            for line in file:
+                _number, names, path = line.rstrip("\n").split(":", 2)
+                if path == "/" or "/.." in path:
+                    continue  # the root is everybody's; a path outside of our own root cannot be reached
+                if not names:
+                    v2 = f"{unified}{path}" if unified else ""
+                    continue
+                for name in names.split(","):
+                    if name in controllers:
+                        v1[name] = f"{controllers[name]}{path}"
+        return cls(v1=v1, v2=v2)
+
+    def pids(self) -> list[int]:
+        """All processes in the cgroup and below it, in ascending order."""
+        top = self.v2 if self.v2 and not self.v1 else self.v1.get("devices") or next(iter(self.v1.values()), self.v2)
+        found: set[int] = set()
+        if top:
+            for directory, _directories, _files in os.walk(top):
+                with contextlib.suppress(OSError), open(f"{directory}/cgroup.procs", encoding="ascii") as file:
+                    found.update(int(line) for line in file)
+        return sorted(found)
+
+
+@functools.cache
+def hierarchies() -> tuple[str, dict[str, str]]:
+    """Where the v2 hierarchy is mounted (or empty), and each v1 controller."""
+    unified = ""
+    controllers: dict[str, str] = {}
+    for mount in mountinfo():
+        if mount.fs_type == "cgroup2" and not unified:
+            unified = mount.mount_point
+        elif mount.fs_type == "cgroup":
+            for option in mount.super_options.split(","):
+                controllers.setdefault(option, mount.mount_point)
+    return unified, controllers

@@ -1,0 +1,90 @@
+"""Where a supervisor's files lie. Imports next to nothing: `start` must be quick.
+
+    <state>/s/                   0700
+      <32 hex>                   the supervisor's socket, 0600
+      <32 hex>.lock              held (flock) by who starts the supervisor, then by the supervisor while it lives
+      <32 hex>.log               its log, started anew above LOG_LIMIT bytes
+      <32 hex>.gone/<id>         a container whose Delete was answered before the OCI runtime had removed it
+    <state>/<runtime>/<namespace>/   state of runc or crun, unless the client names another root
+    <bundle>/orlop/              records of the task's processes, see `orlop.shim.records`
+
+The hex digits are those of sha256(daemon address NUL namespace): a path of a unix socket ends at 108 bytes.
+"""
+
+import os
+
+STATE_VARIABLE = "ORLOP_STATE"
+DEFAULT_STATE = "/run/orlop"
+LOG_LIMIT = 1 << 20
+_SOCKET_PATH_LIMIT = 107
+
+
+class Place:
+    """The files of the supervisor that serves `namespace` for the daemon at `address`.
+
+    Raises:
+        ValueError: the state directory's path is too long for a unix socket below it.
+    """
+
+    __slots__ = ("address", "directory", "namespace", "socket", "state")
+
+    def __init__(self, state: str, address: str, namespace: str) -> None:
+        self.state = state
+        self.address = address
+        self.namespace = namespace
+        self.directory = f"{state}/s"
+        self.socket = f"{self.directory}/{_digest(address, namespace)}"
+        if len(os.fsencode(self.socket)) > _SOCKET_PATH_LIMIT:
+            raise ValueError(
+                f"state directory {state!r} is too long: a socket's path ends at {_SOCKET_PATH_LIMIT} bytes"
+            )
+
+    @property
+    def lock(self) -> str:
+        return f"{self.socket}.lock"
+
+    @property
+    def log(self) -> str:
+        return f"{self.socket}.log"
+
+    @property
+    def gone(self) -> str:
+        return f"{self.socket}.gone"
+
+    @property
+    def url(self) -> str:
+        """The socket as shims print it."""
+        return f"unix://{self.socket}"
+
+    def make_directory(self) -> None:
+        """Make the directory of sockets, 0700 below a 0711 state directory; an existing one must be ours.
+
+        Raises:
+            PermissionError: it belongs to somebody else or others may write into it.
+        """
+        os.makedirs(self.state, mode=0o711, exist_ok=True)
+        try:
+            os.mkdir(self.directory, 0o700)
+        except FileExistsError:
+            found = os.lstat(self.directory)
+            if found.st_uid != os.geteuid() or found.st_mode & 0o170077 != 0o040000:
+                wanted = f"must be a directory of uid {os.geteuid()} with mode 0700"
+                raise PermissionError(f"directory of supervisors {self.directory}: {wanted}") from None
+
+
+def state_directory() -> str:
+    """The state directory: what the daemon says, else /run/orlop (as under a foreign containerd)."""
+    return os.path.abspath(os.environ.get(STATE_VARIABLE) or DEFAULT_STATE)
+
+
+def _digest(address: str, namespace: str) -> str:
+    # hashlib would load OpenSSL: 3 MB of every supervisor. These two modules are its own fallback.
+    try:
+        from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]  # Python 3.12 on
+    except ImportError:
+        try:
+            from _sha256 import sha256  # type: ignore[import-not-found,no-redef,unused-ignore]
+        except ImportError:
+            from hashlib import sha256
+    digest: str = sha256(os.fsencode(address) + b"\0" + os.fsencode(namespace)).hexdigest()
+    return digest[:32]

@@ -1,0 +1,254 @@
+"""Driving an OCI runtime (runc, crun or an equal) by its command line.
+
+Every call is a child process that the reaper waits for; a call that fails raises `RuntimeFailedError`, which quotes the
+runtime's own words from its JSON log or its stderr. The state of the runtime lies at `<root>` (namespace included).
+"""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orlop.base.errdefs import DeadlineExceededError, UnknownError
+from orlop.shim.reaper import Reaper
+from orlop.shim.spawn import DEVNULL, spawn
+
+CALL_LIMIT_S = 120.0
+_QUOTE_LIMIT = 16 << 10
+# Where a client names a program without a path and the supervisor was started with a bare environment.
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class RuntimeFailedError(UnknownError):
+    """The OCI runtime said no. `reason` is what it said; the code is UNKNOWN, as containerd-shim-runc-v2 answers.
+
+    Attributes:
+        phase: what was asked of it: create, start, exec, …
+    """
+
+    def __init__(self, phase: str, container: str, reason: str) -> None:
+        super().__init__(f'OCI runtime {phase} failed: container "{container}": {reason}')
+        self.phase = phase
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stdio:
+    """Descriptors that become the process's 0, 1 and 2."""
+
+    stdin: int = DEVNULL
+    stdout: int = DEVNULL
+    stderr: int = DEVNULL
+
+
+class Runtime:
+    """One runtime program with one state root.
+
+    Args:
+        command: absolute path of the program.
+        root: its state directory for this namespace.
+        systemd_cgroup: cgroups are made by asking systemd.
+    """
+
+    def __init__(self, reaper: Reaper, *, command: str, root: str, systemd_cgroup: bool = False) -> None:
+        self._reaper = reaper
+        self.command = command
+        self.root = root
+        self.systemd_cgroup = systemd_cgroup
+
+    async def create(
+        self,
+        container: str,
+        *,
+        bundle: str,
+        pid_file: str,
+        stdio: Stdio,
+        console_socket: str = "",
+        no_pivot: bool = False,
+        no_new_keyring: bool = False,
+    ) -> None:
+        """Make the container; its init waits to be started. Its pid is in `pid_file`."""
+        args = ["create", "--bundle", bundle, "--pid-file", pid_file]
+        if console_socket:
+            args += ["--console-socket", console_socket]
+        if no_pivot:
+            args.append("--no-pivot")
+        if no_new_keyring:
+            args.append("--no-new-keyring")
+        await self._call("create", container, [*args, container], bundle, stdio)
+
+    async def start(self, container: str, *, bundle: str) -> None:
+        """Let init run the user's program."""
+        await self._call("start", container, ["start", container], bundle)
+
+    async def exec(
+        self,
+        container: str,
+        *,
+        bundle: str,
+        process_file: str,
+        pid_file: str,
+        stdio: Stdio,
+        console_socket: str = "",
+    ) -> None:
+        """Run one more process; when this returns it runs, or has already ended. Its pid is in `pid_file`."""
+        args = ["exec", "--process", process_file, "--pid-file", pid_file, "--detach"]
+        if console_socket:
+            args += ["--console-socket", console_socket]
+        await self._call("exec", container, [*args, container], bundle, stdio)
+
+    async def delete(self, container: str, *, bundle: str, force: bool = False) -> None:
+        """Remove the runtime's state and the cgroup; one that is not there is success."""
+        args = ["delete", "--force", container] if force else ["delete", container]
+        try:
+            await self._call("delete", container, args, bundle)
+        except RuntimeFailedError as error:
+            if "does not exist" not in error.reason:
+                raise
+
+    async def kill(self, container: str, signum: int, *, bundle: str, everyone: bool = False) -> None:
+        """Signal init, or every process of the container."""
+        args = ["kill", "--all"] if everyone else ["kill"]
+        await self._call("kill", container, [*args, container, str(signum)], bundle)
+
+    async def pause(self, container: str, *, bundle: str) -> None:
+        await self._call("pause", container, ["pause", container], bundle)
+
+    async def resume(self, container: str, *, bundle: str) -> None:
+        await self._call("resume", container, ["resume", container], bundle)
+
+    async def update(self, container: str, *, bundle: str, resources_file: str) -> None:
+        """Set resources, as JSON of the runtime-spec's LinuxResources in `resources_file`."""
+        await self._call("update", container, ["update", "--resources", resources_file, container], bundle)
+
+    async def checkpoint(self, container: str, args: Sequence[str], *, bundle: str) -> None:
+        """Dump the container with CRIU; `args` are the runtime's options. As long as it takes."""
+        await self._call("checkpoint", container, ["checkpoint", *args, container], bundle, limit_s=None)
+
+    async def restore(
+        self,
+        container: str,
+        args: Sequence[str],
+        *,
+        bundle: str,
+        pid_file: str,
+        stdio: Stdio,
+        console_socket: str = "",
+    ) -> None:
+        """Bring a checkpointed container back, running. As long as it takes."""
+        fixed = ["restore", "--bundle", bundle, "--pid-file", pid_file, "--detach", "--no-subreaper"]
+        if console_socket:
+            fixed += ["--console-socket", console_socket]
+        await self._call("restore", container, [*fixed, *args, container], bundle, stdio, limit_s=None)
+
+    async def _call(
+        self,
+        phase: str,
+        container: str,
+        args: Sequence[str],
+        bundle: str,
+        stdio: Stdio | None = None,
+        limit_s: float | None = CALL_LIMIT_S,
+    ) -> None:
+        log = os.path.join(bundle, "log.json")
+        start_of_log = _size(log)
+        argv = [self.command, "--root", self.root, "--log", log, "--log-format", "json"]
+        if self.systemd_cgroup:
+            argv.append("--systemd-cgroup")
+        stderr = DEVNULL if stdio is not None else os.memfd_create("stderr", os.MFD_CLOEXEC)
+        try:
+            status = await self._run([*argv, *args], stdio or Stdio(stderr=stderr), limit_s)
+            if status != 0:
+                reason = _last_error(log, start_of_log) or _last_lines(stderr) or _how_it_ended(self.command, status)
+                raise RuntimeFailedError(phase, container, reason)
+        except TimeoutError as error:
+            text = f'OCI runtime {phase}: container "{container}": no answer from {self.command} within {limit_s:g} s'
+            raise DeadlineExceededError(text) from error
+        except OSError as error:
+            raise RuntimeFailedError(phase, container, f"{self.command} cannot be run: {error.strerror}") from error
+        finally:
+            if stdio is None:
+                os.close(stderr)
+
+    async def _run(self, argv: Sequence[str], stdio: Stdio, limit_s: float | None) -> int:
+        """Run to the end; when given up it is killed, and has ended when this raises."""
+        pid = spawn(argv, env=os.environ, stdin=stdio.stdin, stdout=stdio.stdout, stderr=stdio.stderr)
+        ended = self._reaper.future(pid)
+        try:
+            async with asyncio.timeout(limit_s):
+                return (await asyncio.shield(ended)).status
+        except (TimeoutError, asyncio.CancelledError):
+            if not ended.done():
+                os.kill(pid, signal.SIGKILL)
+            while not ended.done():
+                try:
+                    await asyncio.wait([ended])
+                except asyncio.CancelledError:
+                    continue  # a killed child ends soon; leaving earlier would undo its work beside it
+            raise
+
+
+def find_program(name: str) -> str:
+    """The absolute path of an executable, looked up on PATH as a shell would; empty if there is none."""
+    if os.path.isabs(name):
+        return name if os.access(name, os.X_OK) else ""
+    if "/" in name:
+        return ""
+    for directory in (os.environ.get("PATH") or _DEFAULT_PATH).split(":"):
+        path = os.path.join(directory or ".", name)
+        if os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return ""
+
+
+def read_pid_file(path: str) -> int:
+    """The pid that a runtime has written.
+
+    Raises:
+        UnknownError: it has written none.
+    """
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError) as error:
+        raise UnknownError(f"the OCI runtime's pid file {path}: {error}") from error
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _last_error(log: str, start: int) -> str:
+    """What the runtime has complained of last in the part of its log that begins at `start`."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(start, os.fstat(file.fileno()).st_size - _QUOTE_LIMIT))
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", "panic"):
+            return str(entry.get("msg", "")).strip()
+    return ""
+
+
+def _last_lines(fd: int) -> str:
+    if fd < 0:
+        return ""
+    size = os.fstat(fd).st_size
+    return os.pread(fd, 2048, max(0, size - 2048)).decode("utf-8", "replace").strip()
+
+
+def _how_it_ended(command: str, status: int) -> str:
+    if status > 128:
+        return f"{command} was killed by signal {status - 128}"
+    return f"{command} ended with status {status} and said nothing"

@@ -1,0 +1,48 @@
+"""The one place in the supervisor that starts child processes. Nobody waits here: the reaper does.
+
+`subprocess.Popen` and not `os.posix_spawn`: glibc's posix_spawn leaves signals 32 and 33 (SIGCANCEL and SIGSETXID)
+ignored in the child, the OCI runtime hands that on to the container, and `setsigdef` refuses these two. Popen uses
+vfork and exec itself, and resets what Python ignores.
+"""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+
+DEVNULL = subprocess.DEVNULL
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    stdin: int = DEVNULL,
+    stdout: int = DEVNULL,
+    stderr: int = DEVNULL,
+    pass_fds: Sequence[int] = (),
+    new_session: bool = False,
+    cwd: str = "/",
+    executable: str | None = None,
+) -> int:
+    """Start `argv` with the given descriptors as its 0, 1 and 2; `pass_fds` keep their numbers, all others are closed.
+
+    Returns:
+        The pid. The caller registers it with the reaper before it lets the event loop run.
+
+    Raises:
+        OSError: the program cannot be executed; nothing is left running.
+    """
+    child = subprocess.Popen(
+        argv,
+        env=env,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        close_fds=True,
+        pass_fds=pass_fds,
+        start_new_session=new_session,
+        cwd=cwd,
+        executable=executable,
+    )
+    # The reaper is the only one who waits; Popen must neither poll nor warn when it is collected.
+    child.returncode = 0
+    return child.pid

@@ -1,0 +1,217 @@
+"""The supervisor process: event loop, socket, tasks of one namespace, and when to end.
+
+It ends when it has no task and nobody has used it for a while (`LINGER_VARIABLE` seconds): a container that follows the
+last one soon finds it running. While its lock is held there is no other.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+from typing import Final
+
+from orlop.api.events import task_pb2 as events_pb2
+from orlop.api.runtime.task.v2 import shim_pb2 as v2_pb2
+from orlop.api.runtime.task.v3 import shim_pb2 as v3_pb2
+from orlop.base import errdefs, rpc
+from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError
+from orlop.linux import prctl
+from orlop.shim import adoption, events, records
+from orlop.shim.choice import Chooser
+from orlop.shim.events import Publisher, TtrpcForwarder
+from orlop.shim.oom import OomWatcher
+from orlop.shim.paths import Place
+from orlop.shim.reaper import Reaper, boot_id
+from orlop.shim.records import Record
+from orlop.shim.runtime import Runtime
+from orlop.shim.service import TaskService
+from orlop.shim.task import Request, Task, Workshop
+from orlop.ttrpc.server import Context, Method, Peer, Server
+
+LINGER_VARIABLE: Final = "ORLOP_SHIM_LINGER"
+_LINGER_S: Final = 20.0
+_FLUSH_S: Final = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Holds the tasks of one namespace."""
+
+    def __init__(self, place: Place, *, events_path: str, tasks_directory: str) -> None:
+        self._place = place
+        self._tasks_directory = tasks_directory
+        self._tasks: dict[str, Task] = {}
+        self._creating: set[str] = set()
+        self._removals: dict[str, asyncio.Task[None]] = {}
+        self._ending = asyncio.Event()
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._reaper = Reaper()
+        self._publisher = Publisher(place.namespace, TtrpcForwarder(events_path) if events_path else None)
+        self._chooser = Chooser(self._reaper, place)
+        self._shop = Workshop(
+            place=place,
+            namespace=place.namespace,
+            boot=boot_id(),
+            reaper=self._reaper,
+            publisher=self._publisher,
+            oom=OomWatcher(self._out_of_memory),
+        )
+        self._server = Server(translate=errdefs.to_status, check_access=self._refusal)
+        service = TaskService(self)
+        for module in (v2_pb2, v3_pb2):
+            bound = rpc.bind(module.DESCRIPTOR.services_by_name["Task"], service)
+            self._server.add(bound.name, {name: _adapt(method, self) for name, method in bound.methods.items()})
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serve until there is nothing more to supervise."""
+        loop = asyncio.get_running_loop()
+        self._reaper.start(loop)
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(signum, self._signalled, signum)
+        adoption.adopt(self._shop, self._tasks_directory, self._tasks)
+        self._finish_removals()
+        publishing = loop.create_task(self._publisher.run())
+        await self._server.serve(listener)
+        gc.collect()
+        gc.freeze()
+        self.touch()
+        await self._ending.wait()
+        await self._server.close(timeout_s=1.0)
+        if self._removals:
+            await asyncio.wait(self._removals.values(), timeout=10.0)
+        await self._publisher.flush(_FLUSH_S)
+        publishing.cancel()
+        await self._publisher.close()
+
+    # ---- what the service needs
+
+    def task(self, container: str) -> Task:
+        """Raises NotFoundError for one that is not there."""
+        try:
+            return self._tasks[container]
+        except KeyError:
+            raise NotFoundError("container not created") from None
+
+    async def create(self, request: Request) -> Task:
+        """Create a task, after what is left of an earlier one of that id has gone."""
+        container = request.container
+        if container in self._tasks or container in self._creating:
+            raise AlreadyExistsError(f'task "{container}"')
+        self._creating.add(container)
+        try:
+            removal = self._removals.get(container)
+            if removal is not None:
+                await asyncio.shield(removal)
+            runtime = await self._chooser.choose(request.options)
+            task = await Task.create(self._shop, request, runtime)
+            self._tasks[container] = task
+            return task
+        finally:
+            self._creating.discard(container)
+            self.touch()
+
+    async def delete(self, container: str) -> tuple[int, int, int]:
+        """Delete a task that has ended. The runtime's own removal goes on after this has returned.
+
+        Returns:
+            pid, exit status and time of exit in nanoseconds.
+        """
+        task = self.task(container)
+        async with task.deleting() as exit_:
+            # Before the answer: whoever finds this after a crash removes the rest.
+            records.write_file(f"{self._place.gone}/{container}", task.init.record)
+        del self._tasks[container]
+        self._remove(task.init.record, task.runtime)
+        self.touch()
+        return task.init.pid, exit_.status, exit_.at_ns
+
+    def shut_down(self, now: bool) -> None:
+        """End if there is no task; without `now` after lingering."""
+        if now and not self._tasks and not self._creating:
+            self._ending.set()
+
+    # ---- removal
+
+    def _remove(self, record: Record, runtime: Runtime) -> None:
+        removal = asyncio.get_running_loop().create_task(self._remove_from_runtime(record, runtime))
+        self._removals[record.container] = removal
+        removal.add_done_callback(lambda _done: self._removals.pop(record.container, None))
+
+    async def _remove_from_runtime(self, record: Record, runtime: Runtime) -> None:
+        # The bundle may be gone by now, so the log lies beside the tombstone.
+        try:
+            await runtime.delete(record.container, bundle=self._place.gone, force=True)
+        except OrlopError as error:
+            _log.error("removal of %s: %s", record.container, error)
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(f"{self._place.gone}/{record.container}")
+
+    def _finish_removals(self) -> None:
+        """Remove what a killed supervisor had promised to."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._place.gone):
+                record = records.read(f"{self._place.gone}/{name}")
+                if record is None or record.container != name:
+                    continue
+                if record.boot != self._shop.boot:
+                    os.unlink(f"{self._place.gone}/{name}")
+                    continue
+                self._remove(record, adoption.runtime_of(self._reaper, record))
+
+    # ---- life
+
+    def touch(self) -> None:
+        """Somebody has used the supervisor: its time to linger begins anew."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        linger_s = float(os.environ.get(LINGER_VARIABLE) or _LINGER_S)
+        self._idle_timer = asyncio.get_running_loop().call_later(linger_s, self._idle)
+
+    def _idle(self) -> None:
+        if not self._tasks and not self._creating:
+            self._ending.set()
+
+    def _signalled(self, signum: int) -> None:
+        # A supervisor with tasks does not go: containerd's shim ignores SIGTERM as well.
+        if self._tasks or self._creating:
+            _log.warning("signal %d ignored: %d tasks", signum, len(self._tasks))
+        else:
+            self._ending.set()
+
+    def _refusal(self, peer: Peer) -> str | None:
+        if peer.uid != os.geteuid():
+            return f"uid {peer.uid} may not use this supervisor"
+        self.touch()
+        return None
+
+    def _out_of_memory(self, container: str) -> None:
+        self._publisher.publish(events.OOM, events_pb2.TaskOOM(container_id=container))
+
+
+def _adapt(method: rpc.Method, supervisor: Supervisor) -> Method:
+    def handle(context: Context, payload: bytes) -> object:
+        peer = rpc.Peer(door="ttrpc", uid=context.peer.uid, pid=context.peer.pid)
+        return method.unary(rpc.Call(peer=peer, metadata=context.metadata, deadline=context.deadline), payload)
+
+    return Method(client_streaming=False, server_streaming=False, handler=handle)
+
+
+def serve(place: Place, listener: socket.socket, *, events_path: str, tasks_directory: str) -> None:
+    """Be the supervisor; returns when it is no longer needed. The caller holds the lock."""
+    prctl.set_child_subreaper()
+    prctl.set_name("orlop-shim")
+
+    async def main() -> None:
+        await Supervisor(place, events_path=events_path, tasks_directory=tasks_directory).run(listener)
+
+    try:
+        asyncio.run(main())
+    finally:
+        # While the lock is still held: a socket file that is there belongs to whoever holds it.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place.socket)

@@ -1,0 +1,543 @@
+"""A container's task: its processes, and what may be done to it in which state.
+
+States of init and what leads from one to the next; whatever is not drawn is refused in containerd's words:
+
+    creating ─▶ created ─start▶ running ─pause▶ paused ─resume▶ running
+                   └───────────────┴──────────────┴── exit ──▶ stopped ─delete▶ gone
+
+Exits overtake everything, so no state follows `stopped`, and the exit of a process whose start is under way is told
+after that start. Events of one task are published in the order of what happened.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from orlop.api.events import task_pb2 as events_pb2
+from orlop.base.errdefs import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    OrlopError,
+    UnknownError,
+)
+from orlop.core.mount import Mount
+from orlop.core.mount.perform import mount_all
+from orlop.shim import cgroup, events, records
+from orlop.shim.events import Publisher
+from orlop.shim.oom import OomWatcher
+from orlop.shim.options import Options
+from orlop.shim.paths import Place
+from orlop.shim.process import Process
+from orlop.shim.reaper import Exit, Reaper
+from orlop.shim.records import CREATED, PAUSED, RUNNING, STOPPED, Record
+from orlop.shim.rootfs import unmount_tree
+from orlop.shim.runtime import Runtime, RuntimeFailedError, read_pid_file
+from orlop.shim.sinks import Paths
+from orlop.shim.stdio import ProcessIO
+
+_log = logging.getLogger(__name__)
+
+# File systems whose mounting takes no longer than a system call should; all others are mounted in a worker thread.
+_QUICK_MOUNTS: Final = frozenset({"overlay", "bind", "rbind", "none", "tmpfs", ""})
+_KILLED_LIMIT_S: Final = 10.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Workshop:
+    """What all tasks of a supervisor share."""
+
+    place: Place
+    namespace: str
+    boot: str
+    reaper: Reaper
+    publisher: Publisher
+    oom: OomWatcher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a client wants created."""
+
+    container: str
+    bundle: str
+    rootfs: Sequence[Mount]
+    paths: Paths
+    options: Options
+    checkpoint: str = ""
+    parent_checkpoint: str = ""
+
+
+class Task:
+    """One container's task. Made by `create()`, or by adoption."""
+
+    def __init__(self, workshop: Workshop, record: Record, bundle: str, runtime: Runtime) -> None:
+        self.shop = workshop
+        self.container = record.container
+        self.bundle = bundle
+        self.runtime = runtime
+        self.init = Process(bundle, record)
+        self.execs: dict[str, Process] = {}
+        self.options = Options(io_uid=record.io_uid, io_gid=record.io_gid)
+        self.cgroup = cgroup.Paths()
+        self.checkpoint_path = ""
+        self.parent_checkpoint = ""
+        self._lock = asyncio.Lock()
+
+    @property
+    def rootfs(self) -> str:
+        return f"{self.bundle}/rootfs"
+
+    def process(self, exec_id: str) -> Process:
+        """Raises NotFoundError for an exec that is not there."""
+        if not exec_id:
+            return self.init
+        try:
+            return self.execs[exec_id]
+        except KeyError:
+            raise NotFoundError(f"process does not exist {exec_id}") from None
+
+    # ---- create
+
+    @classmethod
+    async def create(cls, workshop: Workshop, request: Request, runtime: Runtime) -> "Task":
+        """Mount the root file system and have the runtime make the container; wholly or not at all.
+
+        Raises:
+            OrlopError: with the phase and, where the OCI runtime failed, its words.
+        """
+        record = Record(
+            boot=workshop.boot,
+            container=request.container,
+            stdin=request.paths.stdin,
+            stdout=request.paths.stdout,
+            stderr=request.paths.stderr,
+            terminal=request.paths.terminal,
+            socket=workshop.place.socket,
+            command=runtime.command,
+            root=runtime.root,
+            systemd_cgroup=runtime.systemd_cgroup,
+            rootfs=bool(request.rootfs),
+            shares_pids=_shares_pids(request.bundle),
+            io_uid=request.options.io_uid,
+            io_gid=request.options.io_gid,
+        )
+        task = cls(workshop, record, request.bundle, runtime)
+        task.options = request.options
+        async with contextlib.AsyncExitStack() as undo:
+            task.init.save()
+            undo.callback(records.remove, task.bundle, "")
+            await task._mount(request.rootfs, undo)
+            io = task.init.io = task._new_io(request.paths)
+            undo.callback(task.init.close)
+            await io.open(workshop.reaper, task.container, workshop.namespace)
+            if request.checkpoint:
+                task.checkpoint_path, task.parent_checkpoint = request.checkpoint, request.parent_checkpoint
+                task.init.set_status(CREATED)
+                task._publish_create(request)
+            else:
+                with workshop.reaper.expecting():
+                    await task._runtime_create(request, undo)
+            undo.pop_all()
+        return task
+
+    async def _mount(self, mounts: Sequence[Mount], undo: contextlib.AsyncExitStack) -> None:
+        if not mounts:
+            return
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.rootfs, 0o711)
+        if all(mount.type in _QUICK_MOUNTS for mount in mounts):
+            mount_all(mounts, self.rootfs)
+        else:
+            await asyncio.get_running_loop().run_in_executor(None, mount_all, mounts, self.rootfs)
+        undo.push_async_callback(self._unmount)
+
+    async def _unmount(self) -> None:
+        # In a worker thread: unmounting an overlay may write back a whole file system.
+        await asyncio.get_running_loop().run_in_executor(None, unmount_tree, self.rootfs)
+
+    async def _runtime_create(self, request: Request, undo: contextlib.AsyncExitStack) -> None:
+        init = self.init
+        io = _of(init.io)
+        pid_file = f"{self.bundle}/init.pid"
+        undo.push_async_callback(self.runtime.delete, self.container, bundle=self.bundle, force=True)
+        await self.runtime.create(
+            self.container,
+            bundle=self.bundle,
+            pid_file=pid_file,
+            stdio=io.child,
+            console_socket=io.console_socket.path if io.console_socket else "",
+            no_pivot=request.options.no_pivot,
+            no_new_keyring=request.options.no_new_keyring,
+        )
+        io.started()
+        pid = read_pid_file(pid_file)
+        self.cgroup = cgroup.Paths.of(pid)
+        init.began(pid, CREATED)
+        self._publish_create(request)
+        self.shop.reaper.watch(pid, self._init_ended)
+
+    def _publish_create(self, request: Request) -> None:
+        event = events_pb2.TaskCreate(
+            container_id=self.container,
+            bundle=self.bundle,
+            checkpoint=request.checkpoint,
+            pid=self.init.pid,
+            io=events_pb2.TaskIO(
+                stdin=request.paths.stdin,
+                stdout=request.paths.stdout,
+                stderr=request.paths.stderr,
+                terminal=request.paths.terminal,
+            ),
+        )
+        for mount in request.rootfs:
+            event.rootfs.add(type=mount.type, source=mount.source, target=mount.target, options=mount.options)
+        self._publish(events.CREATE, event)
+
+    # ---- start
+
+    async def start(self, exec_id: str) -> int:
+        """Start init, or an exec. Returns the pid."""
+        if exec_id:
+            return await self._start_exec(self.process(exec_id))
+        async with self._lock:
+            self._require_init({CREATED}, "start", {RUNNING: "a running process", PAUSED: "a paused process"})
+            init = self.init
+            init.starting = True
+            try:
+                if self.checkpoint_path:
+                    await self._restore()
+                else:
+                    await self.runtime.start(self.container, bundle=self.bundle)
+                    init.set_status(RUNNING)
+                self.shop.oom.watch(self.container, self.cgroup)
+                self._publish(events.START, events_pb2.TaskStart(container_id=self.container, pid=init.pid))
+            finally:
+                self._tell_held_exit(init)
+            return init.pid
+
+    async def _start_exec(self, process: Process) -> int:
+        if process.status != CREATED or process.starting:
+            raise FailedPreconditionError(f"cannot start a {_word(process)} process")
+        if self.init.exit is not None:
+            raise FailedPreconditionError(f"container {self.container} init process is not running")
+        process.starting = True
+        try:
+            with self.shop.reaper.expecting():
+                await self._runtime_exec(process)
+        except BaseException as error:
+            process.close()
+            # So that whoever waits for it, or wants to delete it, can.
+            process.ended(Exit(process.pid, 255, _now_ns(), known=False))
+            process.starting = False
+            if isinstance(error, OSError):
+                raise UnknownError(f'exec "{process.exec_id}" in container "{self.container}": {error}') from error
+            raise
+        self._tell_held_exit(process)
+        return process.pid
+
+    async def _runtime_exec(self, process: Process) -> None:
+        io = process.io = self._new_io(process.paths)
+        await io.open(self.shop.reaper, self.container, self.shop.namespace)
+        pid_file = f"{self.bundle}/{process.exec_id}.pid"
+        await self.runtime.exec(
+            self.container,
+            bundle=self.bundle,
+            process_file=process.process_file,
+            pid_file=pid_file,
+            stdio=io.child,
+            console_socket=io.console_socket.path if io.console_socket else "",
+        )
+        io.started()
+        pid = read_pid_file(pid_file)
+        process.began(pid, RUNNING)
+        event = events_pb2.TaskExecStarted(container_id=self.container, exec_id=process.exec_id, pid=pid)
+        self._publish(events.EXEC_STARTED, event)
+        self.shop.reaper.watch(pid, lambda exit_: self._exec_ended(process, exit_))
+
+    async def _restore(self) -> None:
+        io = _of(self.init.io)
+        pid_file = f"{self.bundle}/init.pid"
+        args = ["--image-path", self.checkpoint_path]
+        if self.options.criu_work_path:
+            args += ["--work-path", self.options.criu_work_path]
+        if self.options.no_pivot:
+            args.append("--no-pivot")
+        with self.shop.reaper.expecting():
+            await self.runtime.restore(
+                self.container,
+                args,
+                bundle=self.bundle,
+                pid_file=pid_file,
+                stdio=io.child,
+                console_socket=io.console_socket.path if io.console_socket else "",
+            )
+            io.started()
+            pid = read_pid_file(pid_file)
+            self.cgroup = cgroup.Paths.of(pid)
+            self.init.began(pid, RUNNING)
+            self.shop.reaper.watch(pid, self._init_ended)
+
+    # ---- exec
+
+    def add_exec(self, exec_id: str, paths: Paths, spec: bytes) -> None:
+        """Prepare an exec; `spec` is the JSON of the runtime-spec's Process.
+
+        Raises:
+            AlreadyExistsError, InvalidArgumentError; FailedPreconditionError if the task is paused or has stopped.
+        """
+        if exec_id in self.execs:
+            raise AlreadyExistsError(f"id {exec_id}")
+        if self.init.status in (PAUSED, STOPPED):
+            raise FailedPreconditionError(f"cannot exec in a {self.init.status} state")
+        if self.checkpoint_path and self.init.status == CREATED:
+            raise FailedPreconditionError("cannot exec in a created state")
+        document = _process_document(exec_id, paths, spec)
+        record = Record(
+            boot=self.shop.boot,
+            container=self.container,
+            exec_id=exec_id,
+            status=CREATED,
+            stdin=paths.stdin,
+            stdout=paths.stdout,
+            stderr=paths.stderr,
+            terminal=paths.terminal,
+        )
+        process = Process(self.bundle, record)
+        process.save()
+        process.process_file = f"{self.bundle}/{records.DIRECTORY}/process-{exec_id}.json"
+        _write_private(process.process_file, document)
+        self.execs[exec_id] = process
+        self._publish(events.EXEC_ADDED, events_pb2.TaskExecAdded(container_id=self.container, exec_id=exec_id))
+
+    # ---- signals and states
+
+    async def kill(self, exec_id: str, signum: int, everyone: bool) -> None:
+        """Signal a process, or all of the container's."""
+        if not 0 < signum <= signal.SIGRTMAX:
+            raise InvalidArgumentError(f"signal {signum}")
+        process = self.process(exec_id)
+        thaws = signum == signal.SIGKILL and self.init.status == PAUSED
+        if exec_id or not (everyone or thaws):
+            process.send_signal(signum)
+            return
+        if process.exit is not None and not everyone:
+            raise NotFoundError("process already finished")
+        # Frozen processes of cgroup v1 do not die; the runtime thaws them.
+        try:
+            await self.runtime.kill(self.container, signum, bundle=self.bundle, everyone=everyone)
+        except RuntimeFailedError as error:
+            raise _kill_error(error) from error
+
+    async def pause(self) -> None:
+        async with self._lock:
+            words = {CREATED: "task in created state", PAUSED: "a paused container", STOPPED: "a stopped container"}
+            self._require_init({RUNNING}, "pause", words)
+            self.init.pausing = True
+            try:
+                await self.runtime.pause(self.container, bundle=self.bundle)
+            finally:
+                self.init.pausing = False
+            self.init.set_status(PAUSED)
+            self._publish(events.PAUSED, events_pb2.TaskPaused(container_id=self.container))
+
+    async def resume(self) -> None:
+        async with self._lock:
+            words = {CREATED: "task in created state", RUNNING: "a running process", STOPPED: "a stopped container"}
+            self._require_init({PAUSED}, "resume", words)
+            await self.runtime.resume(self.container, bundle=self.bundle)
+            self.init.set_status(RUNNING)
+            self._publish(events.RESUMED, events_pb2.TaskResumed(container_id=self.container))
+
+    async def update(self, resources: bytes) -> None:
+        """Set resources: JSON of the runtime-spec's LinuxResources."""
+        async with self._lock:
+            self._require_init({CREATED, RUNNING, PAUSED}, "update", {STOPPED: "a stopped container"})
+            try:
+                json.loads(resources)
+            except ValueError as error:
+                raise InvalidArgumentError(f'resources for container "{self.container}": {error}') from error
+            path = f"{self.bundle}/{records.DIRECTORY}/resources.json"
+            _write_private(path, resources)
+            try:
+                await self.runtime.update(self.container, bundle=self.bundle, resources_file=path)
+            finally:
+                os.unlink(path)
+
+    async def checkpoint(self, path: str, args: Sequence[str]) -> None:
+        """Dump the container; `args` are the runtime's own options."""
+        async with self._lock:
+            words = {CREATED: "a task in created state", STOPPED: "a stopped container"}
+            self._require_init({RUNNING, PAUSED}, "checkpoint", words)
+            await self.runtime.checkpoint(self.container, args, bundle=self.bundle)
+            event = events_pb2.TaskCheckpointed(container_id=self.container, checkpoint=path)
+            self._publish(events.CHECKPOINTED, event)
+
+    # ---- delete
+
+    async def delete_exec(self, process: Process) -> Exit:
+        """Forget an exec that has ended or was never started."""
+        if process.status not in (CREATED, STOPPED) or process.starting:
+            raise FailedPreconditionError("cannot delete a running process")
+        if process.io is not None:
+            await process.io.drained()
+        self._forget_exec(process)
+        return process.exit or Exit(process.pid, 0, 0)
+
+    @contextlib.asynccontextmanager
+    async def deleting(self) -> AsyncIterator[Exit]:
+        """Within, the task is at its end and unmounted; afterwards only the runtime's state is left: `remove()`."""
+        async with self._lock:
+            words = {RUNNING: "a running process", PAUSED: "a paused process"}
+            self._require_init({CREATED, STOPPED}, "delete", words)
+            init = self.init
+            if init.exit is None and init.pid:
+                init.send_signal(signal.SIGKILL)
+                async with asyncio.timeout(_KILLED_LIMIT_S):
+                    await init.wait()
+            if init.io is not None:
+                await init.io.drained()
+            await self._unmount()
+            exit_ = init.exit or Exit(init.pid, 0, 0)
+            yield exit_
+            self.shop.oom.unwatch(self.container)
+            for process in list(self.execs.values()):
+                self._forget_exec(process)
+            init.close()
+            event = events_pb2.TaskDelete(container_id=self.container, pid=init.pid, exit_status=exit_.status)
+            event.exited_at.FromNanoseconds(exit_.at_ns)
+            self._publish(events.DELETE, event)
+
+    def _forget_exec(self, process: Process) -> None:
+        process.close()
+        self.execs.pop(process.exec_id, None)
+        records.remove(self.bundle, process.exec_id)
+        for path in (process.process_file, f"{self.bundle}/{process.exec_id}.pid"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    # ---- exits
+
+    def _init_ended(self, exit_: Exit) -> None:
+        if self.init.record.shares_pids:
+            # Its Linux pid namespace is somebody else's, so the kernel ends none of the other processes.
+            task = asyncio.get_running_loop().create_task(self._kill_rest(exit_))
+            _running.add(task)
+            task.add_done_callback(_running.discard)
+        else:
+            self._init_gone(exit_)
+
+    async def _kill_rest(self, exit_: Exit) -> None:
+        try:
+            await self.runtime.kill(self.container, signal.SIGKILL, bundle=self.bundle, everyone=True)
+        except OrlopError as error:
+            _log.warning("processes left by the end of init: %s", error)
+        self._init_gone(exit_)
+
+    def _init_gone(self, exit_: Exit) -> None:
+        self.init.ended(exit_)
+        if not self.init.starting:
+            self._publish_exit(self.init)
+
+    def _exec_ended(self, process: Process, exit_: Exit) -> None:
+        process.ended(exit_)
+        if not process.starting:
+            self._publish_exit(process)
+
+    def _tell_held_exit(self, process: Process) -> None:
+        process.starting = False
+        if process.exit is not None:
+            self._publish_exit(process)
+
+    def _publish_exit(self, process: Process) -> None:
+        exit_ = process.exit
+        if exit_ is None:
+            return
+        event = events_pb2.TaskExit(
+            container_id=self.container, id=process.name, pid=process.pid, exit_status=exit_.status
+        )
+        event.exited_at.FromNanoseconds(exit_.at_ns)
+        self._publish(events.EXIT, event)
+
+    # ---- small things
+
+    def _publish(self, topic: str, event: Message) -> None:
+        self.shop.publisher.publish(topic, event)
+
+    def _new_io(self, paths: Paths) -> ProcessIO:
+        one = self.options
+        return ProcessIO(paths, directory=self.shop.place.directory, io_uid=one.io_uid, io_gid=one.io_gid)
+
+    def _require_init(self, states: set[str], verb: str, words: dict[str, str]) -> None:
+        status = self.init.status
+        if status not in states:
+            raise FailedPreconditionError(f"cannot {verb} {words.get(status, f'a {status} process')}")
+
+
+# Tasks of the event loop that nobody awaits are kept from the garbage collector here.
+_running: set[asyncio.Task[None]] = set()
+
+
+def _word(process: Process) -> str:
+    return "stopped" if process.status == STOPPED else "running"
+
+
+def _of(io: ProcessIO | None) -> ProcessIO:
+    if io is None:
+        raise UnknownError("the process has no stdio any more")
+    return io
+
+
+def _now_ns() -> int:
+    return time.time_ns()
+
+
+def _write_private(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+
+
+def _shares_pids(bundle: str) -> bool:
+    """Whether the container has no Linux pid namespace of its own, by its config.json.
+
+    Raises:
+        InvalidArgumentError: there is none, or it is no JSON object.
+    """
+    path = f"{bundle}/config.json"
+    try:
+        with open(path, "rb") as file:
+            spec: dict[str, Any] = json.load(file)
+        namespaces = (spec.get("linux") or {}).get("namespaces") or ()
+        return not any(one.get("type") == "pid" and not one.get("path") for one in namespaces)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InvalidArgumentError(f"spec {path}: {error}") from error
+
+
+def _process_document(exec_id: str, paths: Paths, spec: bytes) -> bytes:
+    try:
+        document = json.loads(spec)
+        document["terminal"] = paths.terminal
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(f"process spec of exec {exec_id}: {error}") from error
+    return json.dumps(document).encode()
+
+
+def _kill_error(error: RuntimeFailedError) -> OrlopError:
+    """In containerd's words. Source: checkKillError in its runc shim."""
+    reason = error.reason.lower()
+    if any(text in reason for text in ("process already finished", "container not running", "no such process")):
+        return NotFoundError("process already finished")
+    if "does not exist" in reason:
+        return NotFoundError("no such container")
+    return error
