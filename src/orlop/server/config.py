@@ -7,7 +7,9 @@
     [debug] level, format        level: trace … fatal; format: text or json
     [runtimes]                   ours: runtime name = path of the shim that serves it
     [plugins."type.id"]          the plug-in's own keys
-    disabled_plugins, required_plugins, oom_score, imports, entry_points
+    disabled_plugins, required_plugins, oom_score, imports
+    entry_points                 ours: load plug-ins of other distributions (code in a root daemon)
+    warm_cgroups                 ours: keep the kernel's cgroup lock warm while a container is about to start
 
 Unknown keys are warned about, not refused, so that containerd's own file works. A value of the wrong type is refused.
 """
@@ -69,6 +71,7 @@ class Config:
     disabled_plugins: list[str] = field(default_factory=list)
     required_plugins: list[str] = field(default_factory=list)
     entry_points: bool = True
+    warm_cgroups: bool = True
     imports: list[str] = field(default_factory=list)
     grpc: Grpc = field(default_factory=Grpc)
     ttrpc: Ttrpc = field(default_factory=Ttrpc)

@@ -22,11 +22,13 @@ from orlop.base.errdefs import FailedPreconditionError, UnavailableError
 from orlop.base.rpc import Service
 from orlop.core.kinds import GRPC, TTRPC
 from orlop.core.plugin import Registration
+from orlop.linux.cgroup_warmth import Warmth
 from orlop.server import builtins
 from orlop.server.config import Config
 from orlop.server.doors import sockets
 from orlop.server.doors.ttrpc import TtrpcDoor
 from orlop.server.graph import Graph
+from orlop.server.warmth import WINDOW_S, heralded
 
 log: Final = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Daemon:
         self.config = config
         self._plugins = plugins
         self._stack = contextlib.AsyncExitStack()
+        self._warmth = Warmth(WINDOW_S) if config.warm_cgroups else None
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -56,6 +59,8 @@ class Daemon:
             if plugins is None:
                 plugins = builtins.registrations(with_entry_points=self.config.entry_points)
             self.graph = await stack.enter_async_context(Graph(self.config, plugins))
+            if self._warmth is not None:
+                stack.callback(self._warmth.close)
             for warning in self.config.warnings:
                 log.warning("configuration", extra={"warning": warning})
             self._stack = stack.pop_all()
@@ -67,7 +72,8 @@ class Daemon:
     @property
     def services(self) -> list[Service]:
         """The services for every door, by the order of their plug-ins' start."""
-        return list(self.graph.all(GRPC).values())
+        services = self.graph.all(GRPC).values()
+        return list(services) if self._warmth is None else heralded(services, self._warmth)
 
     @contextlib.asynccontextmanager
     async def doors(self, *, grpc: bool = True) -> AsyncIterator[None]:
