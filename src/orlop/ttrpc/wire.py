@@ -270,7 +270,10 @@ def _scan(data: bytes | memoryview) -> "list[tuple[int, int | bytes]]":
         tag = data[at]
         at += 1
         if tag > 127:
-            tag, at = _read_varint(data, at - 1)
+            start = at - 1
+            tag, at = _read_varint(data, start)
+            if at - start > 5 or tag >> 32:
+                raise WireError("field number is too large")
         kind = tag & 7
         if kind == 2:
             if at < end and data[at] < 128:
