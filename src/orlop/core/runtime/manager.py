@@ -6,6 +6,7 @@ Nothing here survives the daemon: what is true lies in the bundles and in the sh
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -232,7 +233,11 @@ class TaskManager:
     async def _discard(self, bundle: Bundle) -> None:
         self._logs.forget(bundle.path)
         try:
-            bundle.delete()
+            if os.path.ismount(bundle.rootfs):
+                # A shim that died left it, and unmounting an overlay may write its files out first.
+                await asyncio.to_thread(bundle.delete)
+            else:
+                bundle.delete()
         except OrlopError as error:
             log.error("bundle is left", extra={"namespace": bundle.namespace, "id": bundle.id, "error": str(error)})
 
