@@ -1,1 +1,70 @@
-"""orlop: containerd's system in Python."""
+"""orlop: containerd's whole system in Python.
+
+    import orlop
+
+    with orlop.Client() as client:
+        print(client.version().version)
+
+`orlop.Client` is the blocking client, `orlop.aio.Client` the one for asyncio, `orlop.Engine` the whole daemon in the
+calling process. Names are loaded on first use, so that importing the package costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from orlop.base.errdefs import OrlopError as OrlopError
+    from orlop.client.archive import Naming as Naming
+    from orlop.client.images import ImageStatus as ImageStatus
+    from orlop.client.io import Capture as Capture
+    from orlop.client.io import FifoIO as FifoIO
+    from orlop.client.io import LogIO as LogIO
+    from orlop.client.io import NullIO as NullIO
+    from orlop.client.io import inherit as inherit
+    from orlop.client.progress import Progress as Progress
+    from orlop.client.spec import SpecOptions as SpecOptions
+    from orlop.client.sync import Client as Client
+    from orlop.client.sync import Container as Container
+    from orlop.client.sync import Image as Image
+    from orlop.client.sync import Process as Process
+    from orlop.client.sync import Task as Task
+    from orlop.client.tasks import Exit as Exit
+    from orlop.client.tasks import TaskStatus as TaskStatus
+
+_ORIGINS: Final = {
+    "Capture": "orlop.client.io",
+    "Client": "orlop.client.sync",
+    "Container": "orlop.client.sync",
+    "Engine": "orlop.engine",
+    "Exit": "orlop.client.tasks",
+    "FifoIO": "orlop.client.io",
+    "Image": "orlop.client.sync",
+    "ImageStatus": "orlop.client.images",
+    "LogIO": "orlop.client.io",
+    "Naming": "orlop.client.archive",
+    "NullIO": "orlop.client.io",
+    "OrlopError": "orlop.base.errdefs",
+    "Process": "orlop.client.sync",
+    "Progress": "orlop.client.progress",
+    "SpecOptions": "orlop.client.spec",
+    "Task": "orlop.client.sync",
+    "TaskStatus": "orlop.client.tasks",
+    "inherit": "orlop.client.io",
+}
+__all__ = sorted(_ORIGINS)  # noqa: PLE0605 - the table above is the list
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name. Any: of whatever type it has."""
+    import importlib
+
+    if name in ("aio", "errdefs"):
+        return importlib.import_module({"aio": "orlop.aio", "errdefs": "orlop.base.errdefs"}[name])
+    if name not in _ORIGINS:
+        raise AttributeError(f"module 'orlop' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_ORIGINS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ORIGINS, "aio", "errdefs"})

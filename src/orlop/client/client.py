@@ -1,0 +1,301 @@
+"""The asyncio client, which is `orlop.aio.Client`; `orlop.Client` is the same, blocking."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Self
+
+from orlop.client.connect import Transport, default_address, default_namespace, open_channel
+from orlop.client.session import Opener, Session
+
+if TYPE_CHECKING:
+    from google.protobuf.any_pb2 import Any as PackedAny
+    from google.protobuf.message import Message
+
+    from orlop.client.archive import Naming
+    from orlop.client.channel import Channel, Request, Response, Rpc
+    from orlop.client.containers import Container, Containers
+    from orlop.client.content import Content
+    from orlop.client.diff import Diff
+    from orlop.client.events import Event
+    from orlop.client.images import Image, Images
+    from orlop.client.introspection import Introspection, Version
+    from orlop.client.leases import Leases
+    from orlop.client.namespaces import Namespaces
+    from orlop.client.progress import Callback
+    from orlop.client.snapshots import Snapshots
+    from orlop.client.spec import SpecOptions
+    from orlop.client.tasks import ProcessState, Task
+
+
+class Client:
+    """A daemon, seen from one namespace.
+
+    Nothing is connected until the first call. Used as a context manager it closes its connection on leaving.
+
+    Args:
+        address: of the daemon's socket; `CONTAINERD_ADDRESS`, else `/run/orlop/orlop.sock`.
+        namespace: `CONTAINERD_NAMESPACE`, else `default`.
+        timeout_s: deadline of each unary call in seconds; None for none. What waits by its nature (a task's exit,
+            unpacking, a stream) has none.
+        connect_timeout_s: in which the connection must stand.
+        transport: `ttrpc` or `grpc`; None finds out.
+        opener: makes the channel, instead of the address; an engine in the same process gives this.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        namespace: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        connect_timeout_s: float | None = None,
+        transport: Transport | None = None,
+        opener: Opener | None = None,
+    ) -> None:
+        self._address = address or default_address()
+
+        async def open_socket(asynchronous: bool) -> "Channel":
+            return await open_channel(
+                self._address, transport=transport, timeout_s=connect_timeout_s, asynchronous=asynchronous
+            )
+
+        self._session = Session.opened_by(
+            opener or open_socket,
+            namespace=default_namespace() if namespace is None else namespace,
+            timeout_s=timeout_s,
+            asynchronous=self._asynchronous,
+        )
+
+    _asynchronous = True
+
+    @property
+    def address(self) -> str:
+        """Where the daemon is."""
+        return self._address
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of every call."""
+        return self._session.namespace
+
+    @property
+    def session(self) -> Session:
+        """What everything here is built on; for calls of the API that have no method of their own."""
+        return self._session
+
+    # ---- nouns
+
+    @property
+    def namespaces(self) -> "Namespaces":
+        """The daemon's namespaces."""
+        from orlop.client.namespaces import Namespaces
+
+        return Namespaces(self._session)
+
+    @property
+    def content(self) -> "Content":
+        """Blobs and ingests."""
+        from orlop.client.content import Content
+
+        return Content(self._session)
+
+    @property
+    def images(self) -> "Images":
+        """Names for what is in the content store."""
+        from orlop.client.images import Images
+
+        return Images(self._session)
+
+    @property
+    def containers(self) -> "Containers":
+        """Records of containers."""
+        from orlop.client.containers import Containers
+
+        return Containers(self._session)
+
+    @property
+    def leases(self) -> "Leases":
+        """What keeps things from the collector."""
+        from orlop.client.leases import Leases
+
+        return Leases(self._session)
+
+    @property
+    def diff(self) -> "Diff":
+        """Layers onto mounts and out of them."""
+        from orlop.client.diff import Diff
+
+        return Diff(self._session)
+
+    @property
+    def introspection(self) -> "Introspection":
+        """The daemon's identity and plug-ins."""
+        from orlop.client.introspection import Introspection
+
+        return Introspection(self._session)
+
+    def snapshots(self, snapshotter: str = "overlayfs") -> "Snapshots":
+        """One snapshotter of the daemon."""
+        from orlop.client.snapshots import Snapshots
+
+        return Snapshots(self._session, snapshotter)
+
+    # ---- verbs
+
+    async def version(self) -> "Version":
+        """The daemon's version."""
+        from orlop.client.introspection import version
+
+        return await version(self._session)
+
+    async def call(self, rpc: "Rpc[Request, Response]", request: "Request") -> "Response":
+        """Call any unary RPC of the API, in this client's namespace."""
+        return await self._session.call(rpc, request)
+
+    async def subscribe(self, filters: Sequence[str] = ()) -> AsyncIterator["Event"]:
+        """Yield events of all namespaces from now on; filters as `topic=="/tasks/exit",namespace==default`."""
+        from orlop.client.events import subscribe
+
+        async for event in subscribe(self._session, filters):
+            yield event
+
+    async def publish(self, topic: str, event: "Message") -> None:
+        """Publish an event of one's own."""
+        from orlop.client.events import publish
+
+        await publish(self._session, topic, event)
+
+    async def new_container(
+        self,
+        container_id: str,
+        image: "Image | str | None" = None,
+        options: "SpecOptions | None" = None,
+        *,
+        runtime: str = "io.containerd.runc.v2",
+        runtime_options: "PackedAny | None" = None,
+        snapshotter: str = "overlayfs",
+        snapshot_labels: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> "Container":
+        """Make a container: a snapshot on top of the image's, a spec from its configuration, a record.
+
+        The image is unpacked first where it is not yet. If anything fails, nothing stays.
+
+        Args:
+            image: an image of this namespace or its name; None with a `rootfs` in the options.
+            options: what shall differ from the image's configuration and containerd's defaults.
+
+        Raises:
+            AlreadyExistsError: there is a container or a snapshot of that name.
+            NotFoundError: the image, or a user that the options name, is not there.
+        """
+        from orlop.client.make import new_container
+        from orlop.client.spec import SpecOptions
+
+        if isinstance(image, str):
+            image = await self.images.get(image)
+        return await new_container(
+            self._session,
+            container_id,
+            image,
+            options=options or SpecOptions(),
+            runtime=runtime,
+            runtime_options=runtime_options,
+            snapshotter=snapshotter,
+            snapshot_labels=snapshot_labels,
+            labels=labels,
+        )
+
+    async def task(self, container_id: str) -> "Task":
+        """The task of a container. Raises NotFoundError if there is none."""
+        return await (await self.containers.get(container_id)).task()
+
+    async def tasks(self) -> "list[ProcessState]":
+        """The tasks of the namespace."""
+        from orlop.client.tasks import list_tasks
+
+        return await list_tasks(self._session)
+
+    async def import_(
+        self,
+        source: IO[bytes],
+        *,
+        naming: "Naming | None" = None,
+        platform: str | None = None,
+        all_platforms: bool = True,
+        progress: "Callback | None" = None,
+    ) -> "list[Image]":
+        """Store the images of an archive: an OCI layout or what `docker save` writes, plain, gzip or zstd.
+
+        Args:
+            source: read once, from where it is to its end.
+            naming: how images are called that the archive gives only a tag.
+            platform: of an index only what suits this specifier; without one everything, or with
+                `all_platforms=False` what suits this machine.
+            progress: called for each step of each blob.
+
+        Raises:
+            InvalidArgumentError: it is no archive of images; the text says what is wrong.
+        """
+        from orlop.base import platforms
+        from orlop.client.archive import Naming, import_images
+        from orlop.client.images import matcher
+        from orlop.client.progress import ignore
+
+        wanted = platforms.ALL if all_platforms and not platform else matcher(platform)
+        return await import_images(
+            self._session, source, naming=naming or Naming(), matcher=wanted, progress=progress or ignore
+        )
+
+    async def export(
+        self,
+        target: IO[bytes],
+        names: Sequence[str],
+        *,
+        platform: str | None = None,
+        all_platforms: bool = False,
+        docker_manifest: bool = True,
+        skip_nondistributable: bool = False,
+    ) -> None:
+        """Write images into one archive that is an OCI layout and, with `manifest.json`, what `docker load` reads."""
+        from orlop.client.archive import export_images
+        from orlop.client.images import matcher
+
+        await export_images(
+            self._session,
+            target,
+            names,
+            matcher=matcher(platform),
+            all_platforms=all_platforms,
+            docker_manifest=docker_manifest,
+            skip_nondistributable=skip_nondistributable,
+        )
+
+    def with_lease(self, lease_id: str) -> Self:
+        """This client, whose calls name a lease that holds what they make."""
+        return self._with(self._session.with_lease(lease_id))
+
+    def in_namespace(self, namespace: str) -> Self:
+        """This client in another namespace, on the same connection."""
+        return self._with(self._session.with_namespace(namespace))
+
+    def _with(self, session: Session) -> Self:
+        twin = object.__new__(type(self))
+        twin._address = self._address
+        twin._session = session
+        return twin
+
+    async def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.close()
+
+
+class BlockingCore(Client):
+    """The same without an event loop; what `orlop.Client` drives."""
+
+    _asynchronous = False

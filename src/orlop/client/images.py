@@ -1,0 +1,330 @@
+"""Images, as `client.images`: names for targets in the content store, and what can be read from there."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from orlop.api.services.images.v1 import images_pb2 as pb
+from orlop.base import platforms
+from orlop.base.errdefs import NotFoundError
+from orlop.base.platforms import Matcher, Platform
+from orlop.client.channel import Rpc
+from orlop.client.content import Content
+from orlop.client.descriptors import from_pb, to_pb
+from orlop.client.leases import Held
+from orlop.client.progress import Callback, ignore
+from orlop.client.session import Session
+from orlop.client.snapshots import DEFAULT_SNAPSHOTTER
+from orlop.client.stamps import to_datetime
+from orlop.oci import media_types
+from orlop.oci.chain import chain_ids
+from orlop.oci.image import (
+    Descriptor,
+    Manifest,
+    decode_image,
+    decode_index,
+    decode_manifest,
+)
+from orlop.oci.image import Image as ImageConfig
+
+_SERVICE = "containerd.services.images.v1.Images"
+GET = Rpc(_SERVICE, "Get", pb.GetImageRequest, pb.GetImageResponse)
+LIST = Rpc(_SERVICE, "List", pb.ListImagesRequest, pb.ListImagesResponse)
+CREATE = Rpc(_SERVICE, "Create", pb.CreateImageRequest, pb.CreateImageResponse)
+UPDATE = Rpc(_SERVICE, "Update", pb.UpdateImageRequest, pb.UpdateImageResponse)
+DELETE = Rpc(_SERVICE, "Delete", pb.DeleteImageRequest, Empty)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecord:
+    """An image as the daemon holds it: a name with a target."""
+
+    name: str
+    target: Descriptor
+    labels: Mapping[str, str] = field(default_factory=dict)
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageStatus:
+    """What of an image is there, for one platform.
+
+    Attributes:
+        available: whether its manifest is there, so that the rest is known.
+        required, present, missing: blobs of that platform; `present` and `missing` are parts of `required`.
+        unpacked: whether its snapshot is there.
+    """
+
+    available: bool
+    required: tuple[Descriptor, ...] = ()
+    present: tuple[Descriptor, ...] = ()
+    missing: tuple[Descriptor, ...] = ()
+    unpacked: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return self.available and not self.missing
+
+
+class Image:
+    """One image. What it reads from content is for `platform`, this machine's unless another was given."""
+
+    def __init__(self, session: Session, record: ImageRecord, matcher: Matcher | None = None) -> None:
+        self._session = session
+        self._record = record
+        self._matcher = matcher or platforms.default_matcher()
+
+    @property
+    def name(self) -> str:
+        """The reference that it is known by."""
+        return self._record.name
+
+    @property
+    def target(self) -> Descriptor:
+        """Its manifest or index."""
+        return self._record.target
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Its labels when it was read."""
+        return self._record.labels
+
+    @property
+    def record(self) -> ImageRecord:
+        """All that the daemon holds of it."""
+        return self._record
+
+    async def manifest(self) -> Manifest:
+        """The manifest for the platform. Raises NotFoundError if the image has none for it, or the blob is missing."""
+        return (await self._chosen())[1]
+
+    async def config(self) -> ImageConfig:
+        """The configuration for the platform."""
+        manifest = await self.manifest()
+        return decode_image(await self._content.read(manifest.config.digest), what=manifest.config.digest)
+
+    async def chain_id(self) -> str:
+        """The name of its snapshot; an empty string for an image without layers."""
+        diff_ids = (await self.config()).rootfs.diff_ids
+        return str(chain_ids(diff_ids)[-1]) if diff_ids else ""
+
+    async def size(self) -> int:
+        """Bytes in the content store: manifest, configuration and layers of the platform, index included."""
+        total = 0
+        async for descriptor in self._walk():
+            total += descriptor.size
+        return total
+
+    async def platforms(self) -> list[Platform]:
+        """The platforms that it offers and that are known here, each once."""
+        found: dict[str, Platform] = {}
+        async for platform in _platforms(self._content, self.target):
+            found.setdefault(str(platform), platform)
+        return list(found.values())
+
+    async def check(self, *, snapshotter: str = DEFAULT_SNAPSHOTTER) -> ImageStatus:
+        """See what of it is there; fetches nothing."""
+        from orlop.client.unpack import is_unpacked
+
+        try:
+            _, manifest = await self._chosen()
+        except NotFoundError:
+            return ImageStatus(available=False)
+        required = (manifest.config, *manifest.layers)
+        present = [one for one in required if await self._content.exists(one.digest)]
+        unpacked = False
+        if any(one.digest == manifest.config.digest for one in present):
+            unpacked = await is_unpacked(self._session, (await self.config()).rootfs.diff_ids, snapshotter)
+        return ImageStatus(
+            available=True,
+            required=required,
+            present=tuple(present),
+            missing=tuple(one for one in required if one not in present),
+            unpacked=unpacked,
+        )
+
+    async def is_unpacked(self, snapshotter: str = DEFAULT_SNAPSHOTTER) -> bool:
+        """Whether its snapshot is there."""
+        from orlop.client.unpack import is_unpacked
+
+        return await is_unpacked(self._session, (await self.config()).rootfs.diff_ids, snapshotter)
+
+    async def unpack(self, *, snapshotter: str = DEFAULT_SNAPSHOTTER, progress: Callback | None = None) -> str:
+        """Make its snapshot, where it is not there yet, and return the ChainID that is its name."""
+        from orlop.client.unpack import pair, unpack
+
+        async with Held(self._session) as held:
+            manifest = await self.manifest()
+            config = await self.config()
+            layers = pair(manifest.layers, config.rootfs.diff_ids, self.name)
+            told = progress or ignore
+            return await unpack(held, layers, snapshotter=snapshotter, config=manifest.config.digest, progress=told)
+
+    async def delete(self, *, synchronous: bool = False) -> None:
+        """Remove the name; the collector frees what nothing else keeps, before this returns if `synchronous`."""
+        await Images(self._session).delete(self.name, synchronous=synchronous)
+
+    @property
+    def _content(self) -> Content:
+        return Content(self._session)
+
+    async def _chosen(self) -> tuple[Descriptor, Manifest]:
+        chain = [one async for one in chosen(self._content, self.target, self._matcher, self.name)]
+        descriptor = chain[-1]
+        blob = await self._content.read(descriptor.digest)
+        return descriptor, decode_manifest(blob, what=f"manifest {descriptor.digest}")
+
+    async def _walk(self) -> AsyncIterator[Descriptor]:
+        last = None
+        async for descriptor in chosen(self._content, self.target, self._matcher, self.name):
+            last = descriptor
+            yield descriptor
+        if last is not None:
+            manifest = decode_manifest(await self._content.read(last.digest), what=f"manifest {last.digest}")
+            for one in (manifest.config, *manifest.layers):
+                yield one
+
+
+async def chosen(content: Content, target: Descriptor, matcher: Matcher, name: str) -> AsyncIterator[Descriptor]:
+    """Yield the way from an image's target to its manifest for a platform: the indexes, then the manifest.
+
+    Raises:
+        NotFoundError: no entry suits; the text names those there are.
+    """
+    descriptor = target
+    for _ in range(8):
+        yield descriptor
+        if not media_types.is_index(descriptor.media_type):
+            return
+        index = decode_index(await content.read(descriptor.digest), what=f"index {descriptor.digest}")
+        ranked = [
+            (place, one)
+            for one in index.manifests
+            if (media_types.is_manifest(one.media_type) or media_types.is_index(one.media_type))
+            and (place := await _rank(content, one, matcher)) is not None
+        ]
+        if not ranked:
+            offered = ", ".join(str(one.platform and _base(one)) for one in index.manifests) or "none"
+            raise NotFoundError(f"image {name}: no manifest for platform {matcher} (it offers {offered})")
+        descriptor = min(ranked, key=lambda pair: pair[0])[1]
+    raise NotFoundError(f"image {name}: indexes nested more than 8 deep")
+
+
+def _base(descriptor: Descriptor) -> Platform:
+    assert descriptor.platform is not None
+    return platforms.normalize(descriptor.platform)
+
+
+async def _rank(content: Content, descriptor: Descriptor, matcher: Matcher) -> int | None:
+    if descriptor.platform is not None and descriptor.platform.os:
+        return matcher.rank(descriptor.platform)
+    if not media_types.is_manifest(descriptor.media_type):
+        return 0
+    # An entry without a platform: the configuration knows.
+    try:
+        manifest = decode_manifest(await content.read(descriptor.digest), what=descriptor.digest)
+        config = decode_image(await content.read(manifest.config.digest), what=manifest.config.digest)
+    except NotFoundError:
+        return None
+    return matcher.rank(config.platform) if config.os else 0
+
+
+async def _platforms(content: Content, descriptor: Descriptor, depth: int = 0) -> AsyncIterator[Platform]:
+    if depth > 8:
+        return
+    try:
+        if media_types.is_index(descriptor.media_type):
+            index = decode_index(await content.read(descriptor.digest), what=descriptor.digest)
+            for one in index.manifests:
+                if one.platform is not None and one.platform.os:
+                    yield _base(one)
+                else:
+                    async for platform in _platforms(content, one, depth + 1):
+                        yield platform
+        elif media_types.is_manifest(descriptor.media_type):
+            manifest = decode_manifest(await content.read(descriptor.digest), what=descriptor.digest)
+            config = decode_image(await content.read(manifest.config.digest), what=manifest.config.digest)
+            if config.os:
+                yield platforms.normalize(config.platform)
+    except NotFoundError:
+        return  # not fetched; what is not here cannot be told
+
+
+class Images:
+    """The images of the namespace."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def get(self, name: str, *, platform: str | None = None) -> Image:
+        """One image, seen for `platform` (a specifier such as `linux/arm64`; this machine's by default).
+
+        Raises:
+            NotFoundError: there is none of that name in the namespace.
+        """
+        response = await self._session.call(GET, pb.GetImageRequest(name=name))
+        return Image(self._session, _record(response.image), matcher(platform))
+
+    async def create(
+        self, name: str, target: Descriptor, *, labels: Mapping[str, str] | None = None, replace: bool = False
+    ) -> Image:
+        """Give a target a name; the target's blob must be in the namespace.
+
+        Args:
+            replace: move the name if it exists, instead of raising AlreadyExistsError.
+        """
+        from orlop.base.errdefs import AlreadyExistsError
+
+        record = pb.Image(name=name, labels=dict(labels or {}), target=to_pb(target))
+        try:
+            created = (await self._session.call(CREATE, pb.CreateImageRequest(image=record))).image
+        except AlreadyExistsError:
+            if not replace:
+                raise
+            paths = ["target", *(["labels"] if labels else [])]
+            request = pb.UpdateImageRequest(image=record, update_mask=FieldMask(paths=paths))
+            created = (await self._session.call(UPDATE, request)).image
+        return Image(self._session, _record(created))
+
+    async def tag(self, source: str, name: str, *, replace: bool = False) -> Image:
+        """Give an image's target another name."""
+        image = await self.get(source)
+        return await self.create(name, image.target, labels=image.labels, replace=replace)
+
+    async def label(self, name: str, labels: Mapping[str, str]) -> Image:
+        """Set labels and keep the others; an empty value removes a label."""
+        request = pb.UpdateImageRequest(
+            image=pb.Image(name=name, labels=dict(labels)),
+            update_mask=FieldMask(paths=[f"labels.{key}" for key in labels]),
+        )
+        return Image(self._session, _record((await self._session.call(UPDATE, request)).image))
+
+    async def delete(self, name: str, *, synchronous: bool = False) -> None:
+        """Remove a name. Raises NotFoundError."""
+        await self._session.call(DELETE, pb.DeleteImageRequest(name=name, sync=synchronous))
+
+    async def list(self, filters: Sequence[str] = ()) -> list[Image]:
+        """The images that match one of the filters, by name."""
+        response = await self._session.call(LIST, pb.ListImagesRequest(filters=list(filters)))
+        records = sorted((_record(one) for one in response.images), key=lambda record: record.name)
+        return [Image(self._session, record) for record in records]
+
+
+def matcher(platform: str | None) -> Matcher:
+    """What suits a specifier, or this machine without one."""
+    return platforms.default_matcher() if not platform else platforms.only(platforms.parse(platform))
+
+
+def _record(image: pb.Image) -> ImageRecord:
+    return ImageRecord(
+        name=image.name,
+        target=from_pb(image.target),
+        labels=dict(image.labels),
+        created_at=to_datetime(image.created_at),
+        updated_at=to_datetime(image.updated_at),
+    )

@@ -1,0 +1,268 @@
+"""One client's way to a daemon: typed calls over a channel, with namespace, lease and deadline.
+
+Everything above (images, containers, tasks, pull and so on) is written against `Session` only, as coroutines. Where a
+step must wait for something else than an RPC it asks the session to: `blocking()` for a call that blocks, `gather()`
+for several steps at once, `looped()` for what needs an event loop in any case (the registry client). A blocking
+session does these in place.
+"""
+
+import contextvars
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from orlop.base.errdefs import OrlopError
+from orlop.client.channel import (
+    LEASE_HEADER,
+    NAMESPACE_HEADER,
+    Channel,
+    Request,
+    Response,
+    Rpc,
+    Stream,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Opener = Callable[[bool], Awaitable[Channel]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Connection:
+    """The channel that sessions of one client share, opened by the first call."""
+
+    open: Opener
+    channel: Channel | None = None
+    # The event loop that it belongs to and the lock of the first callers; asyncio is not imported by blocking clients.
+    loop: "asyncio.AbstractEventLoop | None" = None
+    opening: "asyncio.Lock | None" = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """Typed access to one daemon in one namespace.
+
+    Attributes:
+        namespace: sent with every call.
+        lease: id of the lease that what is made belongs to, or an empty string.
+        timeout_s: deadline of each unary call in seconds, None for none.
+        asynchronous: whether coroutines may suspend.
+    """
+
+    connection: Connection
+    namespace: str
+    lease: str = ""
+    timeout_s: float | None = None
+    asynchronous: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def opened_by(
+        cls, opener: Opener, *, namespace: str, timeout_s: float | None = None, asynchronous: bool = False
+    ) -> "Session":
+        """A session whose channel `opener(asynchronous)` makes when it is first needed."""
+        return cls(
+            connection=Connection(open=opener), namespace=namespace, timeout_s=timeout_s, asynchronous=asynchronous
+        )
+
+    def with_lease(self, lease: str) -> "Session":
+        """The same connection, with `lease` named in every call."""
+        return Session(
+            connection=self.connection,
+            namespace=self.namespace,
+            lease=lease,
+            timeout_s=self.timeout_s,
+            asynchronous=self.asynchronous,
+            headers=self.headers,
+        )
+
+    def with_namespace(self, namespace: str) -> "Session":
+        """The same connection in another namespace, without a lease."""
+        return Session(
+            connection=self.connection,
+            namespace=namespace,
+            timeout_s=self.timeout_s,
+            asynchronous=self.asynchronous,
+            headers=self.headers,
+        )
+
+    async def channel(self) -> Channel:
+        """The channel, connected."""
+        connection = self.connection
+        if connection.channel is not None:
+            return connection.channel
+        if not self.asynchronous:
+            connection.channel = await connection.open(False)
+            return connection.channel
+        import asyncio
+
+        if connection.opening is None:
+            connection.opening = asyncio.Lock()
+            connection.loop = asyncio.get_running_loop()
+        async with connection.opening:
+            if connection.channel is None:
+                connection.channel = await connection.open(True)
+        return connection.channel
+
+    async def call(
+        self, rpc: Rpc[Request, Response], request: Request, *, timeout_s: float | None = None, endless: bool = False
+    ) -> Response:
+        """Call a unary RPC.
+
+        Args:
+            timeout_s: instead of the session's own.
+            endless: wait without a deadline, as Tasks.Wait must.
+
+        Raises:
+            OrlopError: what the daemon answered, by its code.
+        """
+        channel = await self.channel()
+        payload = await channel.unary(
+            rpc.service,
+            rpc.method,
+            request.SerializeToString(),
+            metadata=self.metadata(),
+            timeout_s=None if endless else (self.timeout_s if timeout_s is None else timeout_s),
+        )
+        return rpc.response.FromString(payload)
+
+    async def receive(self, rpc: Rpc[Request, Response], request: Request) -> AsyncIterator[Response]:
+        """Call a server-streaming RPC and yield its responses; leaving early gives the stream up."""
+        channel = await self.channel()
+        stream = await channel.stream(
+            rpc.service, rpc.method, request.SerializeToString(), metadata=self.metadata(), timeout_s=None
+        )
+        try:
+            while (payload := await stream.receive()) is not None:
+                yield rpc.response.FromString(payload)
+        finally:
+            await stream.close()
+
+    async def duplex(self, rpc: Rpc[Request, Response]) -> "Duplex[Request, Response]":
+        """Begin a two-way streaming RPC."""
+        channel = await self.channel()
+        stream = await channel.stream(rpc.service, rpc.method, None, metadata=self.metadata(), timeout_s=None)
+        return Duplex(rpc, stream)
+
+    def metadata(self) -> dict[str, str]:
+        """The headers of a call."""
+        headers = dict(self.headers)
+        if self.namespace:
+            headers[NAMESPACE_HEADER] = self.namespace
+        if self.lease:
+            headers[LEASE_HEADER] = self.lease
+        return headers
+
+    async def blocking(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function that blocks: in place, or in a thread where an event loop must go on."""
+        if not self.asynchronous:
+            return function(*args, **kwargs)
+        import asyncio
+
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    async def gather(self, steps: Sequence[Callable[[], Coroutine[Any, Any, T]]], *, limit: int = 8) -> list[T]:
+        """Run steps at once, `limit` of them at a time (one after the other in a blocking client).
+
+        The first failure cancels the rest and is raised as it is.
+        """
+        if not self.asynchronous:
+            return [await step() for step in steps]
+        import asyncio
+
+        semaphore = asyncio.Semaphore(limit)
+
+        async def bounded(step: Callable[[], Coroutine[Any, Any, T]]) -> T:
+            async with semaphore:
+                return await step()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(bounded(step)) for step in steps]
+        except BaseExceptionGroup as failures:
+            raise first_error(failures) from None
+        return [task.result() for task in tasks]
+
+    async def looped(self, operation: "Callable[[Session], Coroutine[Any, Any, T]]") -> T:
+        """Run an operation that needs an event loop: on ours, or on a private one with its own connection."""
+        if self.asynchronous:
+            return await operation(self)
+        import asyncio
+
+        twin = Session(
+            connection=Connection(open=self.connection.open),
+            namespace=self.namespace,
+            lease=self.lease,
+            timeout_s=self.timeout_s,
+            asynchronous=True,
+            headers=self.headers,
+        )
+
+        async def whole() -> T:
+            try:
+                return await operation(twin)
+            finally:
+                await twin.close()
+
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(whole())
+        return _in_thread(whole)
+
+    async def close(self) -> None:
+        """Close the connection, for all sessions that share it."""
+        channel, self.connection.channel = self.connection.channel, None
+        if channel is not None:
+            await channel.close()
+
+
+class Duplex(Generic[Request, Response]):
+    """A two-way stream of messages."""
+
+    def __init__(self, rpc: Rpc[Request, Response], stream: Stream) -> None:
+        self._rpc = rpc
+        self._stream = stream
+
+    async def send(self, message: Request) -> None:
+        """Send one message."""
+        await self._stream.send(message.SerializeToString())
+
+    async def receive(self) -> Response | None:
+        """The next message, or None at the stream's end."""
+        payload = await self._stream.receive()
+        return None if payload is None else self._rpc.response.FromString(payload)
+
+    async def end(self) -> None:
+        """Send no more."""
+        await self._stream.end()
+
+    async def close(self) -> None:
+        """Give the stream up."""
+        await self._stream.close()
+
+
+def first_error(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of a task group that its caller should see: ours before others, the first of its kind."""
+    flat: list[BaseException] = []
+    pending: list[BaseException] = [failures]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            flat.append(error)
+    return next((error for error in flat if isinstance(error, OrlopError)), flat[0])
+
+
+def _in_thread(whole: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine on a loop of its own while the calling thread's loop is busy calling us."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="orlop-client") as pool:
+        return pool.submit(context.run, asyncio.run, whole()).result()
