@@ -8,7 +8,7 @@ Source: containerd's core/metadata/containers.go, its rules and its texts.
 import base64
 import dataclasses
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -20,9 +20,10 @@ from orlop.base.errdefs import AlreadyExistsError, InvalidArgumentError, NotFoun
 from orlop.base.quoting import quote
 from orlop.core.containers import Container, Runtime
 from orlop.core.metadata.database import Database, Transaction
-from orlop.core.metadata.rows import decode_map, encode_map
+from orlop.core.metadata.rows import PAGE_SIZE, decode_map, encode_map
 
 _FIELDS: Final = ("labels", "spec", "extensions", "image", "snapshotkey")
+_PAGE: Final = "SELECT * FROM containers WHERE namespace = ? AND id > ? ORDER BY id LIMIT ?"
 _BY_ID: Final = "SELECT * FROM containers WHERE namespace = ? AND id = ?"
 
 
@@ -45,10 +46,25 @@ class ContainerStore:
         Raises:
             InvalidArgumentError: a filter cannot be parsed.
         """
-        matches = filter_language.parse_all(filters)
-        rows = self._db.all("SELECT * FROM containers WHERE namespace = ? ORDER BY id", (namespace,))
-        containers = (_container(row) for row in rows)
-        return [container for container in containers if matches.always or matches(_adapt(container))]
+        return [container for page in self.pages(namespace, filters) for container in page]
+
+    def pages(self, namespace: str, filters: Sequence[str] = ()) -> Iterator[Sequence[Container]]:
+        """`list` in parts, so that other work can come between them; each part is read when it is asked for.
+
+        Raises:
+            InvalidArgumentError: a filter cannot be parsed; at once, not when iterating.
+        """
+        return self._pages(namespace, filter_language.parse_all(filters))
+
+    def _pages(self, namespace: str, matches: filter_language.Filter) -> Iterator[Sequence[Container]]:
+        after = ""
+        while True:
+            rows = self._db.all(_PAGE, (namespace, after, PAGE_SIZE))
+            found = (_container(row) for row in rows)
+            yield [container for container in found if matches.always or matches(_adapt(container))]
+            if len(rows) < PAGE_SIZE:
+                return
+            after = rows[-1]["id"]
 
     def create(
         self, tx: Transaction, namespace: str, container: Container, *, owner_uid: int | None = None

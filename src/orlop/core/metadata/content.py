@@ -22,7 +22,7 @@ from orlop.base import labels as label_rules
 from orlop.base.errdefs import InvalidArgumentError, NotFoundError
 from orlop.core.content import Info, adapt_info
 from orlop.core.metadata.database import Database, Transaction
-from orlop.core.metadata.rows import decode_map, encode_map
+from orlop.core.metadata.rows import PAGE_SIZE, decode_map, encode_map
 from orlop.oci.digest import Digest
 
 INGEST_LIFETIME_S: Final = 24 * 3600
@@ -67,7 +67,7 @@ def absent(digest: str) -> NotFoundError:
 
 
 def page(
-    db: Database, namespace: str, filters: Sequence[str], *, after: str = "", limit: int = 1000
+    db: Database, namespace: str, filters: Sequence[str], *, after: str = "", limit: int = PAGE_SIZE
 ) -> tuple[list[Info], str]:
     """The matching records among the next `limit` after a digest, and the digest to go on after, empty at the end."""
     matches = filter_language.parse_all(filters)

@@ -7,7 +7,7 @@ Source: containerd's core/metadata/images.go, its rules and its texts.
 
 import dataclasses
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from orlop.base import fieldmask
@@ -18,10 +18,11 @@ from orlop.base.quoting import quote
 from orlop.core.images import Image, Target
 from orlop.core.metadata import leases
 from orlop.core.metadata.database import Database, Transaction
-from orlop.core.metadata.rows import check_key, decode_map, encode_map
+from orlop.core.metadata.rows import PAGE_SIZE, check_key, decode_map, encode_map
 from orlop.oci.digest import Digest
 
 _FIELDS: Final = ("labels", "target", "annotations")
+_PAGE: Final = "SELECT * FROM images WHERE namespace = ? AND name > ? ORDER BY name LIMIT ?"
 _BY_NAME: Final = "SELECT * FROM images WHERE namespace = ? AND name = ?"
 
 
@@ -45,10 +46,25 @@ class ImageStore:
         Raises:
             InvalidArgumentError: a filter cannot be parsed.
         """
-        matches = filter_language.parse_all(filters)
-        rows = self._db.all("SELECT * FROM images WHERE namespace = ? ORDER BY name", (namespace,))
-        images = (_image(row) for row in rows)
-        return [image for image in images if matches.always or matches(_adapt(image))]
+        return [image for page in self.pages(namespace, filters) for image in page]
+
+    def pages(self, namespace: str, filters: Sequence[str] = ()) -> Iterator[Sequence[Image]]:
+        """`list` in parts, so that other work can come between them; each part is read when it is asked for.
+
+        Raises:
+            InvalidArgumentError: a filter cannot be parsed; at once, not when iterating.
+        """
+        return self._pages(namespace, filter_language.parse_all(filters))
+
+    def _pages(self, namespace: str, matches: filter_language.Filter) -> Iterator[Sequence[Image]]:
+        after = ""
+        while True:
+            rows = self._db.all(_PAGE, (namespace, after, PAGE_SIZE))
+            found = (_image(row) for row in rows)
+            yield [image for image in found if matches.always or matches(_adapt(image))]
+            if len(rows) < PAGE_SIZE:
+                return
+            after = rows[-1]["name"]
 
     def create(
         self,

@@ -14,6 +14,9 @@ from orlop.base.errdefs import InvalidArgumentError
 MAX_KEY_SIZE: Final = 32768
 """Longest name of an image, lease or ingest in bytes: what bbolt, containerd's database, takes as a key."""
 
+PAGE_SIZE: Final = 100
+"""Rows that are read at once where a list may be long: about a millisecond's worth."""
+
 _MAP: Final = msgspec.json.Decoder(dict[str, str])
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 

@@ -1,5 +1,6 @@
 """The Containers service. Source: containerd's plugins/services/containers/local.go."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -29,17 +30,22 @@ class Containers:
         namespace = namespaces.validate(call.namespace)
         return api.GetContainerResponse(container=_encode(self._store.get(namespace, request.id)))
 
-    def list(self, call: Call, request: api.ListContainersRequest) -> api.ListContainersResponse:
+    async def list(self, call: Call, request: api.ListContainersRequest) -> api.ListContainersResponse:
         namespace = namespaces.validate(call.namespace)
-        found = self._store.list(namespace, request.filters)
-        return api.ListContainersResponse(containers=[_encode(container) for container in found])
+        response = api.ListContainersResponse()
+        for page in self._store.pages(namespace, request.filters):
+            response.containers.extend(_encode(container) for container in page)
+            await asyncio.sleep(0)
+        return response
 
     async def list_stream(
         self, call: Call, request: api.ListContainersRequest
     ) -> AsyncIterator[api.ListContainerMessage]:
         namespace = namespaces.validate(call.namespace)
-        for container in self._store.list(namespace, request.filters):
-            yield api.ListContainerMessage(container=_encode(container))
+        for page in self._store.pages(namespace, request.filters):
+            for container in page:
+                yield api.ListContainerMessage(container=_encode(container))
+            await asyncio.sleep(0)
 
     async def create(self, call: Call, request: api.CreateContainerRequest) -> api.CreateContainerResponse:
         namespace = namespaces.validate(call.namespace)

@@ -1,5 +1,6 @@
 """The Images service. Source: containerd's plugins/services/images/local.go."""
 
+import asyncio
 from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
@@ -32,9 +33,13 @@ class Images:
         namespace = namespaces.validate(call.namespace)
         return api.GetImageResponse(image=_encode(self._store.get(namespace, request.name)))
 
-    def list(self, call: Call, request: api.ListImagesRequest) -> api.ListImagesResponse:
+    async def list(self, call: Call, request: api.ListImagesRequest) -> api.ListImagesResponse:
         namespace = namespaces.validate(call.namespace)
-        return api.ListImagesResponse(images=[_encode(image) for image in self._store.list(namespace, request.filters)])
+        response = api.ListImagesResponse()
+        for page in self._store.pages(namespace, request.filters):
+            response.images.extend(_encode(image) for image in page)
+            await asyncio.sleep(0)
+        return response
 
     async def create(self, call: Call, request: api.CreateImageRequest) -> api.CreateImageResponse:
         namespace = namespaces.validate(call.namespace)
