@@ -53,6 +53,14 @@ class Paths:
                     found.update(int(line) for line in file)
         return sorted(found)
 
+    def frozen(self) -> bool | None:
+        """Whether the processes are frozen; None where that cannot be seen."""
+        for path, word in ((self.v1.get("freezer"), "freezer.state"), (self.v2, "cgroup.freeze")):
+            if path:
+                with contextlib.suppress(OSError), open(f"{path}/{word}", encoding="ascii") as file:
+                    return file.read().strip() in ("FROZEN", "FREEZING", "1")
+        return None
+
 
 @functools.cache
 def hierarchies() -> tuple[str, dict[str, str]]:

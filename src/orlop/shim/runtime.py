@@ -113,6 +113,18 @@ class Runtime:
         args = ["kill", "--all"] if everyone else ["kill"]
         await self._call("kill", container, [*args, container, str(signum)], bundle)
 
+    async def status(self, container: str, *, bundle: str) -> str:
+        """The container's state in the runtime's word: created, running, paused or stopped; empty if it knows none."""
+        output = os.memfd_create("stdout", os.MFD_CLOEXEC)
+        try:
+            await self._call("state", container, ["state", container], bundle, Stdio(stdout=output))
+            data = os.pread(output, _QUOTE_LIMIT, 0)
+            return str(json.loads(data).get("status", ""))
+        except (RuntimeFailedError, ValueError):
+            return ""
+        finally:
+            os.close(output)
+
     async def pause(self, container: str, *, bundle: str) -> None:
         await self._call("pause", container, ["pause", container], bundle)
 

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Coroutine
 from typing import Final
 
 from orlop.api.events import task_pb2 as events_pb2
@@ -72,7 +73,9 @@ class Supervisor:
         self._reaper.start(loop)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, self._signalled, signum)
-        adoption.adopt(self._shop, self._tasks_directory, self._tasks)
+        self._tasks, unfinished = await adoption.adopt(self._shop, self._tasks_directory)
+        for bundle, record in unfinished:
+            self._await_removal(record.container, adoption.undo(self._shop, bundle, record))
         self._finish_removals()
         publishing = loop.create_task(self._publisher.run())
         await self._server.serve(listener)
@@ -124,6 +127,7 @@ class Supervisor:
         async with task.deleting() as exit_:
             # Before the answer: whoever finds this after a crash removes the rest.
             records.write_file(f"{self._place.gone}/{container}", task.init.record)
+        records.remove(task.bundle, "")
         del self._tasks[container]
         self._remove(task.init.record, task.runtime)
         self.touch()
@@ -137,9 +141,13 @@ class Supervisor:
     # ---- removal
 
     def _remove(self, record: Record, runtime: Runtime) -> None:
-        removal = asyncio.get_running_loop().create_task(self._remove_from_runtime(record, runtime))
-        self._removals[record.container] = removal
-        removal.add_done_callback(lambda _done: self._removals.pop(record.container, None))
+        self._await_removal(record.container, self._remove_from_runtime(record, runtime))
+
+    def _await_removal(self, container: str, work: Coroutine[None, None, None]) -> None:
+        """Do `work` in the background; a new container of that id waits for it."""
+        removal = asyncio.get_running_loop().create_task(work)
+        self._removals[container] = removal
+        removal.add_done_callback(lambda _done: self._removals.pop(container, None))
 
     async def _remove_from_runtime(self, record: Record, runtime: Runtime) -> None:
         # The bundle may be gone by now, so the log lies beside the tombstone.

@@ -138,7 +138,7 @@ class Task:
             task.init.save()
             undo.callback(records.remove, task.bundle, "")
             await task._mount(request.rootfs, undo)
-            io = task.init.io = task._new_io(request.paths)
+            io = task.init.io = task.new_io(request.paths)
             undo.callback(task.init.close)
             await io.open(workshop.reaper, task.container, workshop.namespace)
             if request.checkpoint:
@@ -185,7 +185,7 @@ class Task:
         self.cgroup = cgroup.Paths.of(pid)
         init.began(pid, CREATED)
         self._publish_create(request)
-        self.shop.reaper.watch(pid, self._init_ended)
+        self.shop.reaper.watch(pid, self.init_ended)
 
     def _publish_create(self, request: Request) -> None:
         event = events_pb2.TaskCreate(
@@ -221,7 +221,7 @@ class Task:
                     await self.runtime.start(self.container, bundle=self.bundle)
                     init.set_status(RUNNING)
                 self.shop.oom.watch(self.container, self.cgroup)
-                self._publish(events.START, events_pb2.TaskStart(container_id=self.container, pid=init.pid))
+                self.publish_start()
             finally:
                 self._tell_held_exit(init)
             return init.pid
@@ -247,7 +247,7 @@ class Task:
         return process.pid
 
     async def _runtime_exec(self, process: Process) -> None:
-        io = process.io = self._new_io(process.paths)
+        io = process.io = self.new_io(process.paths)
         await io.open(self.shop.reaper, self.container, self.shop.namespace)
         pid_file = f"{self.bundle}/{process.exec_id}.pid"
         await self.runtime.exec(
@@ -263,7 +263,7 @@ class Task:
         process.began(pid, RUNNING)
         event = events_pb2.TaskExecStarted(container_id=self.container, exec_id=process.exec_id, pid=pid)
         self._publish(events.EXEC_STARTED, event)
-        self.shop.reaper.watch(pid, lambda exit_: self._exec_ended(process, exit_))
+        self.shop.reaper.watch(pid, lambda exit_: self.exec_ended(process, exit_))
 
     async def _restore(self) -> None:
         io = _of(self.init.io)
@@ -286,7 +286,7 @@ class Task:
             pid = read_pid_file(pid_file)
             self.cgroup = cgroup.Paths.of(pid)
             self.init.began(pid, RUNNING)
-            self.shop.reaper.watch(pid, self._init_ended)
+            self.shop.reaper.watch(pid, self.init_ended)
 
     # ---- exec
 
@@ -428,7 +428,7 @@ class Task:
 
     # ---- exits
 
-    def _init_ended(self, exit_: Exit) -> None:
+    def init_ended(self, exit_: Exit) -> None:
         if self.init.record.shares_pids:
             # Its Linux pid namespace is somebody else's, so the kernel ends none of the other processes.
             task = asyncio.get_running_loop().create_task(self._kill_rest(exit_))
@@ -447,19 +447,22 @@ class Task:
     def _init_gone(self, exit_: Exit) -> None:
         self.init.ended(exit_)
         if not self.init.starting:
-            self._publish_exit(self.init)
+            self.publish_exit(self.init)
 
-    def _exec_ended(self, process: Process, exit_: Exit) -> None:
+    def exec_ended(self, process: Process, exit_: Exit) -> None:
         process.ended(exit_)
         if not process.starting:
-            self._publish_exit(process)
+            self.publish_exit(process)
 
     def _tell_held_exit(self, process: Process) -> None:
         process.starting = False
         if process.exit is not None:
-            self._publish_exit(process)
+            self.publish_exit(process)
 
-    def _publish_exit(self, process: Process) -> None:
+    def publish_start(self) -> None:
+        self._publish(events.START, events_pb2.TaskStart(container_id=self.container, pid=self.init.pid))
+
+    def publish_exit(self, process: Process) -> None:
         exit_ = process.exit
         if exit_ is None:
             return
@@ -474,7 +477,7 @@ class Task:
     def _publish(self, topic: str, event: Message) -> None:
         self.shop.publisher.publish(topic, event)
 
-    def _new_io(self, paths: Paths) -> ProcessIO:
+    def new_io(self, paths: Paths) -> ProcessIO:
         one = self.options
         return ProcessIO(paths, directory=self.shop.place.directory, io_uid=one.io_uid, io_gid=one.io_gid)
 
