@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from orlop.base.errdefs import InvalidArgumentError
-from orlop.core.images import MAX_DEPTH, Handler
+from orlop.core.images.handlers import MAX_DEPTH, Handler
 from orlop.oci.image import Descriptor
 
 

@@ -178,7 +178,7 @@ class Authorizer:
             method="POST",
             url=answering.realm,
             headers={"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"},
-            body=lambda: data,
+            body=data,
             size=len(data),
             trusting=True,
             keeps_origin=True,
@@ -226,7 +226,7 @@ class Authorizer:
         value = answer.access_token or answer.token
         if not value or not value.isprintable():
             raise FailedPreconditionError(f"{errand.at(server.address)}: the answer has no token in it")
-        lifetime_s = max(answer.expires_in or DEFAULT_LIFETIME_S, 0.0)
+        lifetime_s = max(DEFAULT_LIFETIME_S if answer.expires_in is None else answer.expires_in, 0.0)
         return _Token(value, self._clock() + max(lifetime_s - _MARGIN_S, lifetime_s / 2))
 
 

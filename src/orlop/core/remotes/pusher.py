@@ -82,7 +82,7 @@ class RegistryPusher:
             errand=errand,
             scopes=self._scopes,
             headers={"Content-Type": descriptor.media_type},
-            body=lambda: data,
+            body=data,
             size=len(data),
             accept=_STORED,
         )
@@ -123,7 +123,7 @@ class RegistryPusher:
             errand=errand,
             scopes=scopes,
             query=query,
-            body=lambda: b"",
+            body=b"",
             size=0,
             accept=(200, 201, 202, 204),
         )

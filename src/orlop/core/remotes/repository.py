@@ -84,7 +84,7 @@ class Repository:
         self.retry = retry
         self._session = session
         self._authorizer = authorizer
-        self._scheme = host.scheme
+        self._scheme = session.schemes.get(host.address, host.scheme) if host.try_https else host.scheme
 
     def url(self, *path: str, query: Mapping[str, str] | None = None) -> str:
         """Where something of this repository is: `url("manifests", tag)`."""
@@ -121,7 +121,7 @@ class Repository:
             try:
                 answer = await self._session.send(self._request(ask, url, used))
             except ConnectionFailedError as error:
-                if self._switched_to_https():
+                if self._guess_again():
                     continue
                 if attempt >= allowed:
                     raise UnavailableError(f"{ask.errand.at(self.host.address)}: {error.text}") from error
@@ -129,6 +129,7 @@ class Repository:
                 attempt += 1
                 continue
             if answer.status in ask.accept:
+                self._settle()
                 return answer
             try:
                 if answer.status == 401 and self.is_ours(answer.url) and challenges < _MAX_CHALLENGES:
@@ -136,8 +137,9 @@ class Repository:
                     await self._authorizer.challenged(self.host, answer, ask.scopes, ask.errand, used)
                     continue
                 body = await _error_body(answer)
-                if answer.status == 400 and b"HTTPS" in body and self._switched_to_https():
+                if answer.status == 400 and b"HTTPS" in body and self._guess_again():
                     continue
+                self._settle()
                 if answer.status not in RETRIED_STATUSES or attempt >= allowed:
                     raise status_error(ask.errand, _shown_host(self.host, answer), answer.status, body)
                 asked_s = _retry_after(answer)
@@ -164,12 +166,18 @@ class Repository:
             trusting=ask.trusting,
         )
 
-    def _switched_to_https(self) -> bool:
-        """Try TLS where plain HTTP was a guess and went wrong."""
-        if not self.host.try_https or self._scheme != "http":
+    def _settle(self) -> None:
+        """Keep to the scheme that an answer came by."""
+        self._session.schemes.setdefault(self.host.address, self._scheme)
+
+    def _guess_again(self) -> bool:
+        """Try TLS where plain HTTP was a guess and went wrong; where that goes wrong too, plain HTTP it was."""
+        if not self.host.try_https or self.host.address in self._session.schemes:
             return False
-        self._scheme = "https"
-        return True
+        self._scheme = "https" if self._scheme == "http" else "http"
+        if self._scheme == "http":
+            self._session.schemes[self.host.address] = "http"
+        return self._scheme == "https"
 
 
 async def _error_body(answer: Answer) -> bytes:

@@ -29,8 +29,8 @@ MAX_REDIRECTS: Final = 10
 _READ_BUFFER: Final = 1 << 20
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
-Body = Callable[[], AsyncIterator[bytes] | bytes]
-"""Gives a request's body, anew for each time it is sent."""
+Body = bytes | Callable[[], AsyncIterator[bytes]]
+"""A request's body: its bytes, or what gives them anew each time it is sent."""
 
 
 class ConnectionFailedError(UnavailableError):
@@ -121,6 +121,8 @@ class Session:
         self._connections = connections
         self._client: aiohttp.ClientSession | None = None
         self._contexts: dict[Tls, ssl.SSLContext] = {}
+        self.schemes: dict[str, str] = {}
+        """By address: the scheme that was found to work where the configured one was a guess."""
 
     async def aclose(self) -> None:
         """Close all connections and wait until they are."""
@@ -166,7 +168,7 @@ class Session:
                 method,
                 URL(url, encoded=True),
                 headers=headers,
-                data=None if body is None else body(),
+                data=None if body is None else _data(body),
                 allow_redirects=False,
                 ssl=self._context(request.host.tls) if url.startswith("https:") else True,
                 proxy=_proxy_for(request.host, url),
@@ -210,6 +212,20 @@ class Session:
         if context is None:
             context = self._contexts[tls] = tls_context(tls)
         return context
+
+
+class _Replayable:
+    """A body that begins anew when it is iterated again: aiohttp repeats a PUT whose kept connection was closed."""
+
+    def __init__(self, begin: Callable[[], AsyncIterator[bytes]]) -> None:
+        self._begin = begin
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._begin()
+
+
+def _data(body: Body) -> "bytes | _Replayable":
+    return body if isinstance(body, bytes) else _Replayable(body)
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
