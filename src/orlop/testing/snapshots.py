@@ -13,9 +13,9 @@ suite asks what containerd's asks of its own (core/snapshots/testsuite), and wha
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from orlop.base import errdefs
 from orlop.core.metadata import Database
@@ -26,6 +26,8 @@ from orlop.core.snapshots import Info, Kind, Snapshot, Snapshotter, Usage, upkee
 from orlop.core.snapshots.store import Store
 from orlop.core.snapshots.stores import Stores
 from orlop.testing.trees import Change, all_kinds, describe, make_directory, remove_all, write
+
+T = TypeVar("T")
 
 NAMESPACE: Final = "testsuite"
 NAME: Final = "under-test"
@@ -62,29 +64,33 @@ class Bench:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it to its end on the bench's event loop."""
+        return self._runner.run(coroutine)
+
     def prepare(self, key: str, parent: str = "", *, namespace: str = NAMESPACE, **more: Any) -> list[Mount]:
-        return self._runner.run(self.store.prepare(namespace, key, parent, **more))
+        return self.run(self.store.prepare(namespace, key, parent, **more))
 
     def view(self, key: str, parent: str = "", *, namespace: str = NAMESPACE, **more: Any) -> list[Mount]:
-        return self._runner.run(self.store.view(namespace, key, parent, **more))
+        return self.run(self.store.view(namespace, key, parent, **more))
 
     def mounts(self, key: str, *, namespace: str = NAMESPACE) -> list[Mount]:
-        return self._runner.run(self.store.mounts(namespace, key))
+        return self.run(self.store.mounts(namespace, key))
 
     def commit(self, name: str, key: str, *, namespace: str = NAMESPACE, **more: Any) -> None:
-        self._runner.run(self.store.commit(namespace, name, key, **more))
+        self.run(self.store.commit(namespace, name, key, **more))
 
     def remove(self, key: str, *, namespace: str = NAMESPACE, **more: Any) -> None:
-        self._runner.run(self.store.remove(namespace, key, **more))
+        self.run(self.store.remove(namespace, key, **more))
 
     def update(self, name: str, labels: Mapping[str, str], *paths: str, namespace: str = NAMESPACE) -> Info:
-        return self._runner.run(self.store.update(namespace, name, labels, paths=paths))
+        return self.run(self.store.update(namespace, name, labels, paths=paths))
 
     def usage(self, key: str, *, namespace: str = NAMESPACE) -> Usage:
-        return self._runner.run(self.store.usage(namespace, key))
+        return self.run(self.store.usage(namespace, key))
 
     def cleanup(self) -> None:
-        self._runner.run(self.stores.cleanup(NAME))
+        self.run(self.stores.cleanup(NAME))
 
     def stat(self, key: str, *, namespace: str = NAMESPACE) -> Info:
         return self.store.stat(namespace, key)
