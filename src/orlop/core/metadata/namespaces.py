@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from orlop.base import identifiers as rules
 from orlop.base import labels as label_rules
-from orlop.base import namespaces as rules
 from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from orlop.base.quoting import quote
 from orlop.core.metadata.database import Database, Transaction

@@ -6,7 +6,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from orlop.api.events import namespace_pb2 as events
 from orlop.api.services.namespaces.v1 import namespaces_pb2 as api
-from orlop.base import namespaces as rules
+from orlop.base import identifiers as rules
 from orlop.base.errdefs import InvalidArgumentError, from_status
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.gc import Scheduler
