@@ -298,8 +298,8 @@ def test_access_check(start):
     running = start(check_access=check)
     with running.connect() as sock:
         raw = Raw(sock)
-        raw.request(1, "Echo", b"x")
-        raw.request(3, "Echo", b"x")
+        request = wire.encode_request("t.T", "Echo", b"x")
+        sock.sendall(wire.frame(1, wire.REQUEST, 0, request) + wire.frame(3, wire.REQUEST, 0, request))
         assert raw.response() == (1, PERMISSION_DENIED, f"uid {os.getuid()} may not come in", b"")
         assert raw.receive() is None
     assert seen == [Peer(uid=os.getuid(), gid=os.getgid(), pid=os.getpid())]
