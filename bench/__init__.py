@@ -1,1 +1,14 @@
-"""Side by side with containerd: `make bench`."""
+"""Measure orlopd beside Debian's containerd, on this machine, in one run: `make bench`.
+
+Both daemons run at the same time, one of them idle; the same client program drives both, with the same images and the
+same OCI runtime; runs alternate A B A B, so that what changes on the machine changes for both. Only ratios and medians
+are worth comparing, and only within one run.
+
+    rows.py      what is measured: a row is a name, a unit and a function from an engine to a number
+    pair.py      the two engines, and the alternation
+    report.py    table and JSON
+    store.py     the file system that both keep their state on
+    memory.py    proportional memory of a daemon and its helpers
+    profile.py   where the time of one `ctr run --rm` goes
+    machine.py   what the figures were taken on
+"""

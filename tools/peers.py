@@ -88,7 +88,7 @@ def fetch(*, force: bool = False) -> bool:
                     f"{tool} not found: peers come from Debian's or Ubuntu's packages; on another system put "
                     f"{', '.join(row.name for row in programs('peer'))} below {PEERS}/usr/bin by hand"
                 )
-        new = PEERS.with_name(".peers.new")
+        new, old = PEERS.with_name(".peers.new"), PEERS.with_name(".peers.old")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         try:
@@ -98,10 +98,12 @@ def fetch(*, force: bool = False) -> bool:
                 if locate(row.name, peers=new) is None:
                     raise PeerError(f"package {row.package} has no program {row.name}")
             (new / "stamp.json").write_text(json.dumps({"fingerprint": want, "packages": versions}, indent=1) + "\n")
-            shutil.rmtree(PEERS, ignore_errors=True)
+            if PEERS.exists():
+                PEERS.rename(old)
             new.rename(PEERS)
         finally:
             shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
         return True
 
 

@@ -1,0 +1,76 @@
+"""`make bench`: measure, print the table, write JSON. See the package's docstring."""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench import machine, report, store
+from bench.pair import Samples, Side, containerd_side, orlop_side
+from bench.rows import ROWS, Row
+from tools import daemons, host, peers, residue
+from tools.daemons import Registry
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench", description="orlopd beside Debian's containerd, on this machine")
+    keys = [*(row.key for row in ROWS), "profile"]
+    parser.add_argument("--only", default=",".join(keys), help=f"rows, with commas between: {', '.join(keys)}")
+    parser.add_argument("--runs", type=int, help="runs of each row, instead of its own number")
+    parser.add_argument("--runtime", choices=["runc", "crun"], default="runc", help="OCI runtime on orlop's side")
+    parser.add_argument("--ruler", action="store_true", help="containerd beside itself: how far the ruler is off")
+    parser.add_argument("--store", choices=["memory", "disk"], default="memory", help="where the file system lies")
+    options = parser.parse_args()
+    wanted = options.only.split(",")
+    if unknown := set(wanted) - set(keys):
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(keys)}")
+    refusal = host.forbids_root_tests() or host.lacks_peer("containerd") or host.lacks_peer("docker-registry")
+    if refusal:
+        print(f"bench: nothing to compare: {refusal}", file=sys.stderr)
+        return 1
+    directory = Path(tempfile.mkdtemp(prefix="orlop-bench."))
+    try:
+        run(directory, [row for row in ROWS if row.key in wanted], "profile" in wanted, options)
+    except (daemons.DaemonError, daemons.Missing, peers.PeerError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    finally:
+        residue.remove(residue.find(directory))
+        shutil.rmtree(directory, ignore_errors=True)
+    return 0
+
+
+def run(directory: Path, rows: Sequence[Row], profiled: bool, options: argparse.Namespace) -> None:
+    facts = {**machine.facts(), "load before": f"{os.getloadavg()[0]:.2f}"}
+    for name, value in facts.items():
+        print(f"{name:12} {value}")
+    with ExitStack() as stack:
+        place = stack.enter_context(store.mounted(directory, options.store))
+        registry = stack.enter_context(Registry(place / "registry"))
+        sides = pair(place, registry, options)
+        for side in sides:
+            stack.enter_context(side.engine)
+        first, second = (side.name for side in sides)
+        print("\n" + report.head(first, second))
+        results: list[tuple[Row, Samples]] = []
+        for row in rows:
+            samples = row.measure(sides, options.runs or row.runs)
+            results.append((row, samples))
+            print(report.line(row, samples, first, second), flush=True)
+    extra = {"pair": [first, second], "runtime": options.runtime, "store": options.store, "load after": machine.load()}
+    print(f"\nraw figures: {report.write(facts, results, extra)}")
+
+
+def pair(directory: Path, registry: Registry, options: argparse.Namespace) -> list[Side]:
+    reference = containerd_side(directory / "containerd", registry)
+    if options.ruler:
+        return [containerd_side(directory / "ruler", registry, name="containerd again"), reference]
+    return [orlop_side(directory / "orlopd", registry, runtime=options.runtime), reference]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
