@@ -283,8 +283,8 @@ def test_events_of_a_life_come_in_the_same_order(both, busybox_image):
         ctr("images", "import", busybox_image.archive)
         listener = subprocess.Popen(ctr.argv("events"), stdout=subprocess.PIPE, text=True)
         try:
-            lines = []
-            _wait_for_subscription(ctr, listener, lines)
+            assert listener.stdout is not None
+            _wait_for_subscription(ctr, listener.stdout)
             ctr("run", "--rm", busybox_image.reference, "one", "true")
             topics = []
             while "/containers/delete" not in topics:
@@ -294,22 +294,21 @@ def test_events_of_a_life_come_in_the_same_order(both, busybox_image):
             seen[who] = [topic for topic in topics if not topic.startswith("/leases")]
         finally:
             listener.kill()
-            listener.wait()
-            listener.stdout.close()
+            listener.communicate()
     assert seen["orlopd"] == seen["containerd"]
     tasks = [topic for topic in seen["orlopd"] if topic.startswith("/tasks/")]
     assert tasks == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
 
 
-def _wait_for_subscription(ctr, listener, lines):
+def _wait_for_subscription(ctr, stdout):
     """Make events until the listener has printed one: only then is it known to be subscribed."""
-    os.set_blocking(listener.stdout.fileno(), False)
+    os.set_blocking(stdout.fileno(), False)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         ctr("namespaces", "label", ctr.namespace, f"poke=x{time.monotonic_ns()}")
-        if listener.stdout.readline():
+        if stdout.readline():
             break
-    os.set_blocking(listener.stdout.fileno(), True)
+    os.set_blocking(stdout.fileno(), True)
 
 
 def test_everything_about_a_running_task(both, busybox_image, tmp_path):

@@ -24,10 +24,13 @@ class Async:
 
 def test_unary_handlers_may_wait_or_not():
     method = rpc.bind(DESCRIPTOR, Sync()).methods["Version"]
-    assert version_pb2.VersionResponse.FromString(method.unary(CALL, b"")).version == "1"
+    answer = method.unary(CALL, b"")
+    assert isinstance(answer, bytes)
+    assert version_pb2.VersionResponse.FromString(answer).version == "1"
     later = rpc.bind(DESCRIPTOR, Async()).methods["Version"].unary(CALL, b"")
 
     async def wait():
+        assert not isinstance(later, bytes)
         return await later
 
     assert version_pb2.VersionResponse.FromString(asyncio.run(wait())).version == "2"

@@ -100,6 +100,10 @@ class Bundle:
         except FileNotFoundError:
             return None
 
+    def is_mounted(self) -> bool:
+        """Whether something is mounted at `rootfs`."""
+        return self.rootfs.is_mount()
+
     def delete(self) -> None:
         """Unmount what is below, then remove the bundle and its work directory; what is not there is fine.
 

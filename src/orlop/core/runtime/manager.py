@@ -6,7 +6,6 @@ Nothing here survives the daemon: what is true lies in the bundles and in the sh
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -233,7 +232,7 @@ class TaskManager:
     async def _discard(self, bundle: Bundle) -> None:
         self._logs.forget(bundle.path)
         try:
-            if os.path.ismount(bundle.rootfs):
+            if bundle.is_mounted():
                 # A shim that died left it, and unmounting an overlay may write its files out first.
                 await asyncio.to_thread(bundle.delete)
             else:
