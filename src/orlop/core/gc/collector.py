@@ -119,8 +119,8 @@ class Collector:
                     tx.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (node.namespace, node.key))
             log.debug("collected", extra={"kind": node.kind.name.lower(), "namespace": node.namespace, "key": node.key})
             removed[node.kind] += 1
-        # A snapshot's number is higher than its parent's: leaves go first.
-        for node in sorted(snapshots, key=graph.snapshots.__getitem__, reverse=True):
+        # From the top down: a snapshot with children cannot be deleted.
+        for node in sorted(snapshots, key=graph.height, reverse=True):
             store = self._snapshots.get(node.key.partition("/")[0])
             if store is not None:
                 store.delete(tx, graph.snapshots[node])

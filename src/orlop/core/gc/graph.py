@@ -22,6 +22,7 @@ class Graph:
         edges: what a node refers to.
         collectible: every node that may be removed.
         snapshots: the number of each snapshot's node.
+        parents: the snapshot below each one that has one.
         next_expiry: when the next thing that is held by its date alone expires (nanoseconds), or None.
     """
 
@@ -30,8 +31,16 @@ class Graph:
         self.edges: defaultdict[Node, list[Node]] = defaultdict(list)
         self.collectible: list[Node] = []
         self.snapshots: dict[Node, int] = {}
+        self.parents: dict[Node, Node] = {}
         self.next_expiry: int | None = None
         self._now = 0
+
+    def height(self, snapshot: Node) -> int:
+        """How many snapshots lie below; a parent may be younger than its child, by its number (rebase at commit)."""
+        height = 0
+        while (below := self.parents.get(snapshot)) is not None:
+            height, snapshot = height + 1, below
+        return height
 
     def references(self, node: Node) -> list[Node]:
         """What a node refers to."""
@@ -108,6 +117,7 @@ class Graph:
             self.snapshots[node] = number
             if parent is not None:
                 below = Node(Kind.SNAPSHOT, namespace, f"{snapshotter}/{parent}")
+                self.parents[node] = below
                 self.edges[node].append(below)
                 self.edges[node._replace(flat=True)].append(below._replace(flat=True))
             self._rooted(node, _gc_labels(text))
