@@ -1,7 +1,8 @@
 """The supervisor process: event loop, socket, tasks of one namespace, and when to end.
 
-It ends when it has no task and nobody has used it for a while (`LINGER_VARIABLE` seconds): a container that follows the
-last one soon finds it running. While its lock is held there is no other.
+It ends when it has no task and nobody has used it for a while (two seconds, or `LINGER_VARIABLE` seconds as long as the
+daemon stays connected): a container that follows the last one soon finds it running. While its lock is held there is no
+other.
 """
 
 import asyncio
@@ -33,7 +34,9 @@ from orlop.shim.task import Request, Task, Workshop
 from orlop.ttrpc.server import Context, Method, Peer, Server
 
 LINGER_VARIABLE: Final = "ORLOP_SHIM_LINGER"
-_LINGER_S: Final = 20.0
+_LINGER_S: Final = 30.0
+_ALONE_S: Final = 2.0
+_IDLE_CHECK_S: Final = 0.5
 _FLUSH_S: Final = 2.0
 
 _log = logging.getLogger(__name__)
@@ -50,6 +53,8 @@ class Supervisor:
         self._removals: dict[str, asyncio.Task[None]] = {}
         self._ending = asyncio.Event()
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle_checks = 0
+        self._linger_s = float(os.environ.get(LINGER_VARIABLE) or _LINGER_S)
         self._reaper = Reaper()
         self._publisher = Publisher(place.namespace, TtrpcForwarder(events_path) if events_path else None)
         self._chooser = Chooser(self._reaper, place)
@@ -177,12 +182,22 @@ class Supervisor:
         """Somebody has used the supervisor: its time to linger begins anew."""
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        linger_s = float(os.environ.get(LINGER_VARIABLE) or _LINGER_S)
-        self._idle_timer = asyncio.get_running_loop().call_later(linger_s, self._idle)
+        self._idle_checks = 0
+        self._schedule_idle_check()
 
-    def _idle(self) -> None:
-        if not self._tasks and not self._creating:
+    def _schedule_idle_check(self) -> None:
+        self._idle_timer = asyncio.get_running_loop().call_later(_IDLE_CHECK_S, self._check_idle)
+
+    def _check_idle(self) -> None:
+        if self._tasks or self._creating:
+            self._idle_timer = None  # the end of the last task touches
+            return
+        self._idle_checks += 1
+        limit_s = self._linger_s if self._server.connections else min(self._linger_s, _ALONE_S)
+        if self._idle_checks * _IDLE_CHECK_S >= limit_s:
             self._ending.set()
+        else:
+            self._schedule_idle_check()
 
     def _signalled(self, signum: int) -> None:
         # A supervisor with tasks does not go: containerd's shim ignores SIGTERM as well.
