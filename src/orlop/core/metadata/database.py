@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Protocol, Self, TypeVar
 
+from orlop.base import trace
 from orlop.base.errdefs import FailedPreconditionError, ResourceExhaustedError, UnavailableError
 from orlop.core.metadata import schema
 
@@ -133,6 +134,7 @@ class Database:
         self._readers_lock = threading.Lock()
         self._closed = True
         self._thread: threading.Thread | None = None
+        self._record = trace.recorder()
 
     def __enter__(self) -> Self:
         connection = self._open()
@@ -265,7 +267,10 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             for write in batch:
                 self._apply(connection, write)
+            start = trace.clock()
             connection.execute("COMMIT")
+            if self._record is not None:
+                self._record("metadata", "commit", start, trace.clock())
         except BaseException as error:
             for write in reversed(batch):
                 if write.transaction is not None:

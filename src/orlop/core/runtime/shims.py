@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from google.protobuf.message import Message
 
 from orlop import ttrpc
+from orlop.base import trace
 from orlop.base.errdefs import DeadlineExceededError, OrlopError, UnavailableError, UnimplementedError, from_status
 from orlop.core.runtime.binaries import ShimBinary
 from orlop.core.runtime.bundle import Bootstrap
@@ -41,6 +42,7 @@ class Shim:
         self._watch: asyncio.Task[None] | None = None
         self._reviving: asyncio.Lock = asyncio.Lock()
         self._closing = False
+        self._record = trace.recorder()
 
     @property
     def groups(self) -> bool:
@@ -97,6 +99,7 @@ class Shim:
         client = self._client
         if client is None:
             raise UnavailableError(f"shim {self.bootstrap.address}: {method}: not connected")
+        start = trace.clock()
         try:
             payload = await client.call(
                 f"containerd.task.v{self.bootstrap.version}.Task",
@@ -106,6 +109,9 @@ class Shim:
             )
         except ttrpc.TtrpcError as error:
             raise self._translate(error, method) from error
+        finally:
+            if self._record is not None:
+                self._record("shim", method, start, trace.clock())
         return reply.FromString(payload)
 
     def _translate(self, error: ttrpc.TtrpcError, method: str) -> OrlopError:

@@ -12,9 +12,10 @@ from typing import Any, Final, Self, TypeAlias
 import grpc
 from grpc import aio
 
+from orlop.base import trace
 from orlop.base.errdefs import UnavailableError
 from orlop.base.rpc import Call, Method, Peer, Service
-from orlop.server.doors import sockets, status_of, trace
+from orlop.server.doors import sockets, status_of
 
 # Quoted: the class is generic for the type checker only.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, Self
 
+from orlop.base import trace
 from orlop.base.rpc import NAMESPACE_HEADER, Call, Method, Peer, Service
-from orlop.server.doors import sockets, status_of, trace
+from orlop.server.doors import sockets, status_of
 from orlop.ttrpc import server
 
 # What containerd's shims and ttrpc clients send the namespace as. Source: TTRPCHeader in pkg/namespaces.
