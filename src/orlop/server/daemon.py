@@ -101,14 +101,14 @@ class Daemon:
             path = sockets.path_of(config.ttrpc_address)
             ttrpc_door = TtrpcDoor(path, everything, uid=config.ttrpc.uid, gid=config.ttrpc.gid)
             await stack.enter_async_context(ttrpc_door)
-            # What start-up made stays for good: keep the collector from walking it again and again.
-            gc.collect()
-            gc.freeze()
             yield
 
     async def serve(self, stop: asyncio.Event) -> None:
-        """Listen until `stop` is set."""
+        """Be a daemon: listen until `stop` is set."""
         async with self.doors():
+            # What start-up made stays for good: keep the collector from walking it again and again.
+            gc.collect()
+            gc.freeze()
             log.info("serving", extra={"address": self.config.grpc.address, "ttrpc": self.config.ttrpc_address})
             notify("READY=1")
             await stop.wait()

@@ -38,7 +38,7 @@ def test_it_writes_from_a_touch_on_and_ends_when_closed(monkeypatch, tmp_path):
         return real_write(descriptor, data)
 
     monkeypatch.setattr(cgroup_warmth, "own_procs_file", lambda: str(procs))
-    monkeypatch.setattr(cgroup_warmth.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     warmth = Warmth(window_s=0.05)
     warmth.touch()
     assert written.wait(10)

@@ -1,0 +1,122 @@
+"""The engine inside a Python process."""
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from orlop.base.errdefs import FailedPreconditionError, NotFoundError
+from orlop.engine import Engine
+from tools import residue
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def places(short_directory):
+    base = Path(tempfile.mkdtemp(prefix="e.", dir=short_directory))
+    return {"root": base / "root", "state": base / "state"}
+
+
+def process_settings():
+    """What belongs to the whole host process, and so is none of the engine's business."""
+    umask = os.umask(0)
+    os.umask(umask)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)]
+    status = Path("/proc/self/status").read_text()
+    blocked = [line for line in status.splitlines() if line.startswith(("SigBlk", "SigIgn", "SigCgt"))]
+    return umask, handlers, blocked, sys.getswitchinterval(), gc.get_freeze_count()
+
+
+def test_a_container_runs_in_process_and_nothing_of_the_host_process_is_touched(places, busybox_image):
+    async def run():
+        async with Engine(**places) as engine:
+            before = process_settings()
+            (image,) = await engine.import_(busybox_image.archive)
+            await image.unpack()
+            async with await engine.new_container("one", image, args=["sh", "-c", "exit 7"]) as container:
+                async with await container.new_task() as task:
+                    await task.start()
+                    status = await task.wait()
+            assert process_settings() == before
+            return status.code
+
+    threads = set(threading.enumerate())
+    code = asyncio.run(run())
+    assert code == 7
+    assert set(threading.enumerate()) <= threads
+
+
+def test_leaving_stops_tasks_unless_told_to_keep_them(places, busybox_image):
+    async def start(keep):
+        async with Engine(**places, keep=keep) as engine:
+            (image,) = await engine.import_(busybox_image.archive)
+            await image.unpack()
+            container = await engine.new_container("one", image, args=["sleep", "1000"])
+            task = await container.new_task(io=None)
+            await task.start()
+            return task.pid
+
+    async def find(keep):
+        async with Engine(**places, keep=keep) as engine:
+            return [state.pid for state in await engine.tasks()]
+
+    pid = asyncio.run(start(keep=True))
+    assert _runs(pid)
+    assert asyncio.run(find(keep=False)) == [pid]
+    assert not _runs(pid)
+    assert asyncio.run(find(keep=False)) == []
+    assert not residue.settle(places["root"].parent)
+
+
+def _runs(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_errors_are_those_that_a_client_of_a_daemon_sees(places):
+    async def run():
+        async with Engine(**places) as engine:
+            with pytest.raises(NotFoundError, match='image "none"'):
+                await engine.images.get("none")
+            with pytest.raises(FailedPreconditionError, match="in use by another daemon"):
+                async with Engine(root=places["root"], state=places["state"] / "other"):
+                    pass
+
+    asyncio.run(run())
+
+
+def test_two_engines_live_side_by_side_and_rounds_leak_nothing(places):
+    async def two():
+        second = {name: Path(f"{path}2") for name, path in places.items()}
+        async with Engine(**places) as one, Engine(**second) as two:
+            await one.namespaces.create("only-here")
+            names = [namespace.name for namespace in await two.namespaces.list()]
+            assert "only-here" not in names
+
+    async def round_trip():
+        async with Engine(**places) as engine:
+            await engine.version()
+
+    asyncio.run(two())
+    asyncio.run(round_trip())
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        asyncio.run(round_trip())
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_the_engine_imports_no_grpc():
+    code = (
+        "import sys; from orlop.engine import Engine; assert 'grpc' not in sys.modules and 'aiohttp' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
