@@ -3,13 +3,15 @@
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from bench import machine, report, store
+from bench import machine, profile, report, store
 from bench.pair import Samples, Side, containerd_side, orlop_side
 from bench.rows import ROWS, Row
 from tools import daemons, host, peers, residue
@@ -35,8 +37,9 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="orlop-bench."))
     try:
         run(directory, [row for row in ROWS if row.key in wanted], "profile" in wanted, options)
-    except (daemons.DaemonError, daemons.Missing, peers.PeerError) as error:
-        print(f"bench: {error}", file=sys.stderr)
+    except (daemons.DaemonError, daemons.Missing, peers.PeerError, subprocess.SubprocessError, RuntimeError) as error:
+        notes = getattr(error, "__notes__", [])
+        print("\n".join([f"bench: {error}", *notes]), file=sys.stderr)
         return 1
     finally:
         residue.remove(residue.find(directory))
@@ -61,7 +64,12 @@ def run(directory: Path, rows: Sequence[Row], profiled: bool, options: argparse.
             samples = row.measure(sides, options.runs or row.runs)
             results.append((row, samples))
             print(report.line(row, samples, first, second), flush=True)
-    extra = {"pair": [first, second], "runtime": options.runtime, "store": options.store, "load after": machine.load()}
+        extra: dict[str, Any] = {"pair": [first, second], "runtime": options.runtime, "store": options.store}
+        if profiled and not options.ruler:
+            taken = profile.profile(place, registry)
+            extra["profile"] = taken.as_json()
+            print(f"\n{taken}")
+    extra["load after"] = machine.load()
     print(f"\nraw figures: {report.write(facts, results, extra)}")
 
 

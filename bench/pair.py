@@ -90,9 +90,11 @@ def containerd_side(directory: Path, registry: Registry, name: str = "containerd
     return Side(name=name, engine=engine, ctr=_go_ctr(engine), registry=registry)
 
 
-def orlop_side(directory: Path, registry: Registry, *, runtime: str = "runc", name: str = "orlop") -> Side:
-    """Our daemon with the same runc, or with crun, told by the option that Debian's ctr has for it."""
-    engine = Orlopd(directory)
+def orlop_side(
+    directory: Path, registry: Registry, *, runtime: str = "runc", name: str = "orlop", trace: Path | None = None
+) -> Side:
+    """Our daemon with the same runc, or another runtime, told by the option that Debian's ctr has for it."""
+    engine = Orlopd(directory, env={"ORLOP_TRACE_RPC": str(trace)} if trace else None)
     options = [] if runtime == "runc" else ["--runc-binary", runtime]
     return Side(name=name, engine=engine, ctr=_go_ctr(engine), registry=registry, run_options=options)
 
