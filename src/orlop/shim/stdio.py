@@ -28,6 +28,7 @@ from orlop.shim.sinks import Paths
 from orlop.shim.spawn import DEVNULL
 
 _LOGGER_READY_S = 10.0
+_LOGGER_FAILS_S = 0.01
 # After the process, a logging program has this long to write the rest down. Source: binaryIOProcTermTimeout, io.go.
 _LOGGER_END_S = 12.0
 _DRAIN_S = 2.0
@@ -313,14 +314,17 @@ class ProcessIO:
             self._child_fds.remove(fd)
             os.close(fd)
         self._logger = pid
-        reaper.watch(pid, lambda _ended: setattr(self, "_logger", 0))
+        ended = reaper.future(pid)
+        ended.add_done_callback(lambda _ended: setattr(self, "_logger", 0))
         try:
             await _until_readable(self._loop, ready, _LOGGER_READY_S)
         except TimeoutError as error:
             raise UnknownError(f"logging program of {self.paths.stdout}: not ready in {_LOGGER_READY_S:g} s") from error
         finally:
             os.close(ready)
-        if not self._logger:
+        # The end of a program closes its descriptors, too, a moment before it can be seen.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(ended), _LOGGER_FAILS_S)
             raise UnknownError(f"logging program of {self.paths.stdout}: ended at once")
         return out_writer, err_writer
 
