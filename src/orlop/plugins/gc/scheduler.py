@@ -34,7 +34,8 @@ class Config:
         )
 
 
-def _image_deleted(tx: Transaction, namespace: str, name: str) -> None:
+def image_deleted(tx: Transaction, namespace: str, name: str) -> None:
+    """Tell of an image that was collected because it had expired."""
     tx.publish(namespace, "/images/delete", events.ImageDelete(name=name))
 
 
@@ -42,7 +43,7 @@ async def _init(context: Context) -> Scheduler:
     db, content = context.get(METADATA), context.get(CONTENT)
     # Where snapshots do not work, whatever else there is must still be collected.
     snapshots = {name: store for stores in context.all(SNAPSHOTS).values() for name, store in stores.items()}
-    collector = Collector(content, snapshots, image_deleted=_image_deleted)
+    collector = Collector(content, snapshots, image_deleted=image_deleted)
     scheduler = Scheduler(db, collector, context.config.policy(), first=(content.sweep,))
     db.on_mutation = scheduler.mutated
     task = asyncio.get_running_loop().create_task(scheduler.run(), name="orlop-gc")
