@@ -5,18 +5,20 @@ filtering by arguments.
 """
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Iterable
 from typing import Final
 
-from orlop.linux._libc import libc, oserror
+from orlop.linux._libc import oserror, syscall
 
 # linux/audit.h, by os.uname().machine
 _AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_NR_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
 # linux/seccomp.h, linux/filter.h
-_PR_SET_SECCOMP: Final = 22
-_SECCOMP_MODE_FILTER: Final = 2
+_SECCOMP_SET_MODE_FILTER: Final = 1
+_SECCOMP_FILTER_FLAG_TSYNC: Final = 1
 SECCOMP_RET_KILL_PROCESS: Final = 0x80000000
 SECCOMP_RET_ERRNO: Final = 0x00050000
 _SECCOMP_RET_ALLOW: Final = 0x7FFF0000
@@ -30,10 +32,6 @@ _X32_BIT: Final = 0x40000000
 
 class _sock_fprog(ctypes.Structure):  # noqa: N801 - the kernel's name
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
-
-_prctl = libc.prctl
-_prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
 
 
 def supported() -> bool:
@@ -65,11 +63,16 @@ def build_filter(allowed: Iterable[int], otherwise: int = SECCOMP_RET_KILL_PROCE
 
 
 def install(program: bytes) -> None:
-    """Put the calling thread under `program` for good; `prctl.set_no_new_privs()` must come first.
+    """Put every thread of this process under `program` for good; `prctl.set_no_new_privs()` must come first.
 
     Raises:
-        OSError: EINVAL for a malformed program; EACCES without no_new_privs or CAP_SYS_ADMIN.
+        OSError: EINVAL for a malformed program or a kernel without filters; EACCES without no_new_privs or
+            CAP_SYS_ADMIN; ESRCH if a thread cannot be synchronised.
     """
     fprog = _sock_fprog(len(program) // _INSN.size, program)
-    if _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(fprog), 0, 0) < 0:
-        raise oserror("prctl PR_SET_SECCOMP")
+    number = _NR_SECCOMP[os.uname().machine]
+    result = syscall(number, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC, ctypes.byref(fprog))
+    if result < 0:
+        raise oserror("seccomp")
+    if result > 0:  # the id of a thread that has a filter of its own
+        raise OSError(errno.ESRCH, f"seccomp: thread {result} cannot be synchronised")

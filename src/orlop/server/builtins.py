@@ -28,6 +28,8 @@ MODULES: Final = (
     "orlop.plugins.services.snapshots",
     "orlop.plugins.content.local.plugin",
     "orlop.plugins.gc.scheduler",
+    "orlop.plugins.diff.walking",
+    "orlop.plugins.services.diff",
     "orlop.plugins.services.namespaces",
     "orlop.plugins.services.content",
     "orlop.plugins.services.images",

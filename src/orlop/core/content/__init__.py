@@ -11,6 +11,7 @@ Source: containerd's core/content/content.go.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from orlop.base import filters
@@ -178,6 +179,18 @@ class Store(Protocol):
 
         Raises:
             NotFoundError: there is no such ingest.
+        """
+        ...
+
+
+class LocalStore(Store, Protocol):
+    """A store whose blobs are files here, for who reads them without a copy."""
+
+    def blob_path(self, digest: str) -> Path:
+        """The file of a blob, whether it is there or not.
+
+        Raises:
+            InvalidArgumentError: it is no digest.
         """
         ...
 

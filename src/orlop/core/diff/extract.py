@@ -3,7 +3,7 @@
 Per regular file: open with its final mode, one write from the chunk that holds its data, times, close. Nothing is
 changed that is right already. Times of directories come last, because what is made inside changes them.
 
-Whiteouts are carried out in one of three ways. Over lower layers (`tree.layered`) they become overlayfs's own:
+Whiteouts are carried out in one of three ways. In a layer of an overlay (`tree.layered`) they become overlayfs's own:
 character device 0:0, and a list of opaque directories that somebody with CAP_SYS_ADMIN marks (`Extracted.opaque`). In a
 tree that already holds lower layers' files they delete, but never what this layer has brought. In a tree that was empty
 there is nothing to hide.
@@ -66,7 +66,7 @@ class Extractor:
     Args:
         reader: the archive.
         tree: where to; with or without lower layers.
-        merging: whether a tree without lower layers holds files already, which whiteouts then delete.
+        merging: whether the tree, no layer of an overlay, holds files already, which whiteouts then delete.
         limits: bounds; beyond them the archive is refused.
 
     Attributes:

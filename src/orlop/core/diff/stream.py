@@ -76,22 +76,22 @@ def uncompressed(read: Callable[[int], bytes]) -> Iterator[bytes]:
 
 
 def _members(data: bytes, read: Callable[[int], bytes], compression: Compression) -> Iterator[bytes]:
-    make, errors = _decompressor(compression)
+    make, errors = decompressor(compression)
     while True:
-        decompressor = make()
-        while not decompressor.eof:
-            if decompressor.needs_input and not data:
+        inflater = make()
+        while not inflater.eof:
+            if inflater.needs_input and not data:
                 data = read(_READ)
                 if not data:
                     raise ArchiveError(f"the {compression} stream ends too early")
             try:
-                chunk = decompressor.decompress(data, CHUNK)
+                chunk = inflater.decompress(data, CHUNK)
             except errors as error:
                 raise ArchiveError(f"the {compression} stream is damaged: {error}") from error
             data = b""
             if chunk:
                 yield chunk
-        data = decompressor.unused_data or read(_READ)
+        data = inflater.unused_data or read(_READ)
         if compression is Compression.GZIP and data.startswith(b"\0"):
             while data:
                 if data.strip(b"\0"):
@@ -101,7 +101,7 @@ def _members(data: bytes, read: Callable[[int], bytes], compression: Compression
             return
 
 
-def _decompressor(compression: Compression) -> tuple[Callable[[], _Decompressor], tuple[type[Exception], ...]]:
+def decompressor(compression: Compression) -> tuple[Callable[[], _Decompressor], tuple[type[Exception], ...]]:
     """How to make one, and what it raises. Imported late: a worker needs one of them, its importers none."""
     if compression is Compression.ZSTD:
         try:

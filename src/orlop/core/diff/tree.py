@@ -52,6 +52,7 @@ class Tree:
     Args:
         root_fd: the root; stays the caller's.
         lower_fd: root of the merged lower layers, or -1; stays the caller's.
+        layered: whether this is to be a layer of an overlay, in which "deleted" is written as overlayfs does.
         open_limit: directories to keep open at most (each may take two descriptors).
         always_inherits: the file system gives the parent's group to what is made in it (mount option grpid).
 
@@ -62,13 +63,19 @@ class Tree:
     """
 
     def __init__(
-        self, root_fd: int, lower_fd: int = -1, *, open_limit: int = 1000, always_inherits: bool = False
+        self,
+        root_fd: int,
+        lower_fd: int = -1,
+        *,
+        layered: bool | None = None,
+        open_limit: int = 1000,
+        always_inherits: bool = False,
     ) -> None:
         self._always_inherits = always_inherits
         self._open_limit = open_limit
         status = os.fstat(root_fd)
         self.root: Final = Directory(root_fd, lower_fd, b"", always_inherits or bool(status.st_mode & stat.S_ISGID))
-        self.layered: Final = lower_fd >= 0
+        self.layered: Final = lower_fd >= 0 if layered is None else layered
         self._real: dict[bytes, Directory] = {b"": self.root}
         self._alias: dict[bytes, Directory] = {b"": self.root}
         self._followed: set[bytes] = set()

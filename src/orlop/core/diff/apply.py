@@ -1,0 +1,153 @@
+"""Unpacking a layer blob onto mounts: the plan of a job, and what its answer means.
+
+Mounts of an overlay are not performed to write through them: the layer goes straight into its upper directory, in
+overlayfs's own form, and what is below is mounted read-only beside it to be looked up. A bind mount is written in its
+source. Everything else is mounted in the job's own mount namespace.
+"""
+
+import dataclasses
+import errno
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from orlop.base import errdefs
+from orlop.core.diff import Applied, LayerBlob
+from orlop.core.diff.extract import Limits
+from orlop.core.diff.workers import JobError, Pool
+from orlop.core.mount import Mount, options
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_READ_ONLY: Final = "ro"
+
+Progress = Callable[[int], None]
+"""Told how many bytes of the blob have been read."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a layer gets into its tree.
+
+    Attributes:
+        directory: where to write, or None to write into `mounts` once they are performed.
+        lower: mounts that give the merged layers below, read-only; empty for none.
+        overlay: the tree is a layer of an overlay.
+        marks: prefix of overlayfs's extended attributes: `trusted.overlay` or `user.overlay`.
+    """
+
+    mounts: Sequence[Mount]
+    directory: str | None = None
+    lower: Sequence[Mount] = ()
+    overlay: bool = False
+    marks: str = "trusted.overlay"
+
+    @classmethod
+    def of(cls, mounts: Sequence[Mount]) -> "Plan":
+        """The quickest way into `mounts`.
+
+        Raises:
+            InvalidArgumentError: there are none.
+            FailedPreconditionError: they are read-only.
+        """
+        if not mounts:
+            raise errdefs.InvalidArgumentError("apply a layer: no mounts")
+        if _READ_ONLY in mounts[-1].options:
+            raise errdefs.FailedPreconditionError("apply a layer: the mounts are read-only")
+        if len(mounts) != 1:
+            return cls(mounts=mounts)
+        (mount,) = mounts
+        if mount.target or any(option.startswith(("uidmap=", "gidmap=")) for option in mount.options):
+            return cls(mounts=mounts)
+        if mount.type == "bind":
+            return cls(mounts=mounts, directory=mount.source)
+        upper = options.value(mount.options, "upperdir")
+        lowers = options.value(mount.options, "lowerdir")
+        if mount.type != "overlay" or upper is None or lowers is None:
+            return cls(mounts=mounts)
+        marks = "user.overlay" if "userxattr" in mount.options else "trusted.overlay"
+        return cls(mounts=mounts, directory=upper, lower=_below(lowers, mount), overlay=True, marks=marks)
+
+    def request(self, *, sync: bool, limits: Limits) -> dict[str, Any]:
+        """As the zygote takes it."""
+        return {
+            "kind": "apply",
+            "mounts": [dataclasses.asdict(mount) for mount in self.mounts],
+            "directory": self.directory,
+            "lower": [dataclasses.asdict(mount) for mount in self.lower],
+            "overlay": self.overlay,
+            "marks": self.marks,
+            "sync": sync,
+            "limits": dataclasses.asdict(limits),
+        }
+
+
+async def apply(
+    pool: Pool,
+    path: Path,
+    layer: LayerBlob,
+    mounts: Sequence[Mount],
+    *,
+    sync: bool = False,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+) -> Applied:
+    """Unpack the blob at `path` onto `mounts`; see `Differ.apply` for what is raised.
+
+    Args:
+        path: the blob's file; opened here, so that it may be removed meanwhile.
+        sync: write the tree to disk before this returns.
+    """
+    plan = Plan.of(mounts)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise errdefs.NotFoundError(f"content {layer.digest}") from error
+
+    def tell(message: dict[str, Any]) -> None:
+        if progress is not None and "progress" in message:
+            progress(message["progress"])
+
+    try:
+        done = await pool.run(plan.request(sync=sync, limits=limits or Limits()), descriptor, tell=tell)
+    except JobError as error:
+        raise failure(layer, error) from error
+    finally:
+        os.close(descriptor)
+    usage = done["usage"] or (None, None)
+    return Applied(
+        digest=done["digest"],
+        size=done["size"],
+        usage_bytes=usage[0],
+        usage_inodes=usage[1],
+        ignored=tuple(done["ignored"]),
+    )
+
+
+def failure(layer: LayerBlob, error: JobError) -> errdefs.OrlopError:
+    """A job's failure as an error that names layer, phase, entry and reason."""
+    message = error.message
+    entry = f": entry {message['entry']}" if message.get("entry") else ""
+    text = f"layer {layer.digest}: {error.phase}{entry}: {message['text']}"
+    match message["kind"]:
+        case "archive":
+            return errdefs.InvalidArgumentError(text)
+        case "limit":
+            return errdefs.ResourceExhaustedError(text)
+        case "os" if message["errno"] in _FULL:
+            return errdefs.ResourceExhaustedError(text, hint="free space on the file system of the snapshots")
+        case "os" if message["errno"] == errno.EROFS:
+            return errdefs.FailedPreconditionError(text)
+        case "error":
+            return errdefs.CLASS_OF_CODE.get(message["code"], errdefs.UnknownError)(text)
+        case _:
+            return errdefs.InternalError(text)
+
+
+def _below(lowers: str, mount: Mount) -> list[Mount]:
+    """What lies under the upper directory, as one read-only mount; a single lower directory is no overlay."""
+    layers = options.split_layers(lowers)
+    if len(layers) == 1:
+        return [Mount(type="bind", source=layers[0], options=("ro", "rbind"))]
+    kept = [option for option in mount.options if not option.startswith(("upperdir=", "workdir="))]
+    return [Mount(type="overlay", source="overlay", options=("ro", *kept))]

@@ -1,0 +1,89 @@
+"""The zygote: a small process with one thread that has everything imported and forks a new process per job.
+
+It is started when the first layer comes and ends when its control socket closes, so it never outlives the daemon. A job
+comes as one message with three descriptors: the blob, the job's own socket, and the end of a pipe that only says who is
+still alive. The first message on the job's socket is its process as a pidfd.
+"""
+
+import contextlib
+import errno
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Final
+
+from orlop.core.diff import job, sandbox, stream
+from orlop.linux import prctl
+
+MAX_REQUEST: Final = 1 << 18
+
+
+def main(control_fd: int) -> None:
+    """Serve jobs until the other side closes `control_fd`."""
+    prctl.set_name("orlop-zygote")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the daemon to act on
+    prepare()
+    children: dict[int, int] = {}
+    poll = select.poll()
+    poll.register(control_fd, select.POLLIN)
+    limit = sandbox.raise_open_files()
+    with socket.socket(fileno=control_fd) as control:
+        while True:
+            for fd, _ in poll.poll():
+                if fd != control_fd:
+                    poll.unregister(fd)
+                    os.close(fd)
+                    os.waitpid(children.pop(fd), 0)
+                elif not _accept(control, poll, children, limit):
+                    return
+
+
+def prepare() -> None:
+    """Import what a job needs: it cannot once it stands in its own root."""
+    for compression in (stream.Compression.GZIP, stream.Compression.ZSTD):
+        stream.decompressor(compression)
+    "".encode("unicode_escape").decode("ascii", "backslashreplace")
+    os.strerror(errno.EPERM)
+    gc.collect()
+    gc.freeze()  # what is shared with the jobs stays shared
+
+
+def _accept(control: socket.socket, poll: select.poll, children: dict[int, int], limit: int) -> bool:
+    data, fds, _, _ = socket.recv_fds(control, MAX_REQUEST, 3)
+    if not data:
+        return False
+    try:
+        request = json.loads(data)
+        request["open_files"] = limit
+        blob, connection_fd, life = fds
+        with socket.socket(fileno=connection_fd) as connection:
+            pid = _fork(request, blob, connection, life)
+            pidfd = os.pidfd_open(pid)
+            children[pidfd] = pid
+            poll.register(pidfd, select.POLLIN)
+            with contextlib.suppress(OSError):  # the caller has given up already; the job sees that too
+                socket.send_fds(connection, [b'{"phase": "start"}'], [pidfd])
+        os.close(blob)
+        os.close(life)
+    except OSError as error:  # no more processes: the closed socket tells the caller
+        print(f"orlop zygote: {error}", file=sys.stderr)
+    return True
+
+
+def _fork(request: job.Message, blob: int, connection: socket.socket, life: int) -> int:
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        prctl.set_pdeathsig(signal.SIGKILL)
+        if os.getppid() == parent:
+            job.run(request, blob, connection, life)
+            status = 0
+    finally:
+        os._exit(status)

@@ -1,0 +1,1 @@
+"""Differs: what applies layers to mounts and makes layers of them."""

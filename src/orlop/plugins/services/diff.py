@@ -1,0 +1,88 @@
+"""The Diff service: layers onto mounts and out of them.
+
+Source: plugins/services/diff/local.go of containerd: differs are asked in their order, and one that answers
+"not implemented" passes the layer on to the next.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from orlop.api.services.diff.v1 import diff_pb2
+from orlop.api.types import descriptor_pb2
+from orlop.base import namespaces
+from orlop.base.errdefs import UnimplementedError
+from orlop.base.rpc import Call, Service, bind
+from orlop.core.diff import Differ, LayerBlob
+from orlop.core.kinds import DIFFER, GRPC
+from orlop.core.mount import Mount
+from orlop.core.plugin import Context, Registration
+from orlop.oci import media_types
+
+
+class Diff:
+    """containerd.services.diff.v1.Diff."""
+
+    def __init__(self, differs: Sequence[Differ]) -> None:
+        self._differs = differs
+
+    async def apply(self, call: Call, request: diff_pb2.ApplyRequest) -> diff_pb2.ApplyResponse:
+        namespace = namespaces.validate(call.namespace)
+        layer = LayerBlob(
+            media_type=request.diff.media_type,
+            digest=request.diff.digest,
+            size=request.diff.size,
+            annotations=dict(request.diff.annotations),
+        )
+        refusal = _nobody()
+        for differ in self._differs:
+            try:
+                applied = await differ.apply(namespace, layer, _mounts(request.mounts), sync=request.sync_fs)
+            except UnimplementedError as error:
+                refusal = error
+                continue
+            descriptor = descriptor_pb2.Descriptor(
+                media_type=media_types.OCI_LAYER, digest=applied.digest, size=applied.size
+            )
+            return diff_pb2.ApplyResponse(applied=descriptor)
+        raise refusal
+
+    async def diff(self, call: Call, request: diff_pb2.DiffRequest) -> diff_pb2.DiffResponse:
+        namespace = namespaces.validate(call.namespace)
+        epoch = request.source_date_epoch.ToNanoseconds() if request.HasField("source_date_epoch") else None
+        refusal = _nobody()
+        for differ in self._differs:
+            try:
+                layer = await differ.compare(
+                    namespace,
+                    _mounts(request.left),
+                    _mounts(request.right),
+                    media_type=request.media_type or media_types.OCI_LAYER_GZIP,
+                    ref=request.ref,
+                    labels=dict(request.labels),
+                    source_date_epoch=epoch,
+                    lease=call.lease,
+                )
+            except UnimplementedError as error:
+                refusal = error
+                continue
+            descriptor = descriptor_pb2.Descriptor(
+                media_type=layer.media_type, digest=layer.digest, size=layer.size, annotations=layer.annotations
+            )
+            return diff_pb2.DiffResponse(diff=descriptor)
+        raise refusal
+
+
+def _nobody() -> UnimplementedError:
+    return UnimplementedError("diff: no differ is loaded")
+
+
+def _mounts(messages: Any) -> list[Mount]:
+    # Any: protobuf's repeated field has no public type.
+    return [Mount(type=m.type, source=m.source, target=m.target, options=tuple(m.options)) for m in messages]
+
+
+def _init(context: Context) -> Service:
+    return bind(diff_pb2.DESCRIPTOR.services_by_name["Diff"], Diff(list(context.all(DIFFER).values())))
+
+
+REGISTRATION: Final = Registration(kind=GRPC, id="diff", requires=(DIFFER,), init=_init)
