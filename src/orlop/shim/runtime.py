@@ -186,7 +186,9 @@ class Runtime:
 
     async def _run(self, argv: Sequence[str], stdio: Stdio, limit_s: float | None) -> int:
         """Run to the end; when given up it is killed, and has ended when this raises."""
-        pid = spawn(argv, env=os.environ, stdin=stdio.stdin, stdout=stdio.stdout, stderr=stdio.stderr)
+        # runc would tell the service manager of its own container, and wait 100 ms for the answer at each start.
+        env = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+        pid = spawn(argv, env=env, stdin=stdio.stdin, stdout=stdio.stdout, stderr=stdio.stderr)
         ended = self._reaper.future(pid)
         try:
             async with asyncio.timeout(limit_s):
