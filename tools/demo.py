@@ -184,13 +184,13 @@ def await_stopped(terminal: Terminal) -> None:
     raise DemoError("the killed task is still listed as running after 10 s")
 
 
-def in_process(terminal: Terminal, registry: Registry, directory: Path) -> None:
+def in_process(terminal: Terminal, directory: Path) -> None:
     """The same without a daemon: a Python program holds the engine."""
     terminal.title("No daemon: the engine inside a Python program")
-    print(EXAMPLE.read_text(), end="")
-    busybox = f"{registry.host}/library/busybox:latest"
-    places = f"{directory}/engine-root {directory}/engine-state"
-    terminal.run(f"python {EXAMPLE} {busybox} {places}", expect="hello from a Python program")
+    print(EXAMPLE.read_text())
+    archive = images.image("busybox").archive
+    places = f"{directory}/engine/root {directory}/engine/state"
+    terminal.run(f"python {EXAMPLE} {archive} {places}", expect="hello from a Python program")
 
 
 def push(terminal: Terminal, registry: Registry) -> None:
@@ -226,7 +226,7 @@ def story(directory: Path) -> None:
             distribution(terminal, registry, forbidden)
             if forbidden is None:
                 containers(terminal, registry, daemon)
-                in_process(terminal, registry, directory)
+                in_process(terminal, directory)
             terminal.title("SIGTERM")
             status = daemon.stop()
             terminal.say(f"orlopd ended with status {status}")
