@@ -105,6 +105,7 @@ class FifoIO:
         terminal: the process has a terminal, and so no stderr of its own.
         directory: for the FIFOs; made if it is not there.
         paths: of FIFOs that exist already, to attach to.
+        feed: False makes the FIFO for input but copies nothing into it.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class FifoIO:
         terminal: bool = False,
         directory: str = "",
         paths: Streams | None = None,
+        feed: bool = True,
     ) -> None:
         self._stdin = stdin
         self._stdout = stdout
@@ -123,6 +125,7 @@ class FifoIO:
         self._terminal = terminal
         self._directory = directory
         self._attached = paths
+        self._feeds = feed
         self._made: list[str] = []
         self._own = ""
         self._undo = contextlib.ExitStack()
@@ -160,6 +163,10 @@ class FifoIO:
             # The daemon's side has opened its end by now; keeping ours would hide that it goes away.
             os.close(self._keeper_fd)
             self._keeper_fd = -1
+            if not self._feeds:
+                os.close(self._input_fd)
+                self._input_fd = -1
+                return
             self._input = threading.Thread(
                 target=self._copy_in, args=(self._input_fd, on_stdin_end), name="orlop-input", daemon=True
             )
@@ -347,6 +354,6 @@ class Capture(FifoIO):
         super().__init__(stdin=stdin, stdout=self.stdout, stderr=self.stderr, terminal=terminal, directory=directory)
 
 
-def inherit(*, stdin: bool = True, terminal: bool = False, directory: str = "") -> FifoIO:
+def inherit(*, stdin: bool = True, terminal: bool = False, directory: str = "", feed: bool = True) -> FifoIO:
     """This process's own standard streams."""
-    return FifoIO(stdin=0 if stdin else None, stdout=1, stderr=2, terminal=terminal, directory=directory)
+    return FifoIO(stdin=0 if stdin else None, stdout=1, stderr=2, terminal=terminal, directory=directory, feed=feed)

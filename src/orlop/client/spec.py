@@ -156,7 +156,7 @@ def default_spec(namespace: str, container_id: str) -> Spec:
         linux=Linux(
             masked_paths=list(MASKED_PATHS),
             readonly_paths=list(READONLY_PATHS),
-            cgroups_path=os.path.join("/", namespace, container_id),
+            cgroups_path="/" + "/".join(part for part in (namespace, container_id) if part),
             resources=Resources(devices=[DeviceCgroup(allow=False, access="rwm")]),
             namespaces=[LinuxNamespace(type=kind) for kind in ("pid", "ipc", "uts", "mount", "network")],
         ),

@@ -517,6 +517,10 @@ class Process:
     def __str__(self) -> str:
         return str(self._inner)
 
+    def attach(self) -> None:
+        """Begin to copy the streams of a process that someone else has made; its `io` is open."""
+        drive(self._inner.attach())
+
 
 class Task(Process):
     """A container's task, which is its init process with all that belongs to it.

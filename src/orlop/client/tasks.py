@@ -213,6 +213,10 @@ class Process:
             f"process {self._exec_id} of task {self._container_id}" if self._exec_id else f"task {self._container_id}"
         )
 
+    async def attach(self) -> None:
+        """Begin to copy the streams of a process that someone else has made; its `io` is open."""
+        self.began()
+
     def began(self) -> None:
         """Its streams may be copied: the daemon has created it."""
         self._io.start(self._input_ended)

@@ -1,0 +1,94 @@
+"""`ctr namespaces`."""
+
+import click
+
+from orlop.base.errdefs import NotFoundError, OrlopError
+from orlop.cmd.cli import App, GoCommand, LazyGroup, fail_each, grpc_text, pass_app
+from orlop.cmd.tabwriter import TabWriter
+from orlop.cmd.units import labels as label_text
+from orlop.cmd.units import parse_labels
+
+
+@click.group(
+    cls=LazyGroup,
+    listing="list",
+    aliases={"c": "create", "ls": "list", "rm": "remove", "delete": "remove", "del": "remove"},
+)
+def namespaces() -> None:
+    """Manage namespaces."""
+
+
+@namespaces.command(cls=GoCommand)
+@click.argument("name")
+@click.argument("labels", nargs=-1, metavar="[KEY=VALUE...]")
+@pass_app
+def create(app: App, name: str, labels: tuple[str, ...]) -> None:
+    """Create a namespace. Its name must be unique."""
+    app.client.namespaces.create(name, parse_labels(labels))
+
+
+@namespaces.command("list", cls=GoCommand)
+@click.option("--quiet", "-q", is_flag=True, help="Print only the names.")
+@pass_app
+def list_(app: App, quiet: bool) -> None:
+    """List namespaces."""
+    found = app.client.namespaces.list()
+    if quiet:
+        for one in found:
+            click.echo(one.name)
+        return
+    table = TabWriter()
+    table.row("NAME", "LABELS")
+    for one in found:
+        table.row(one.name, label_text(one.labels))
+    click.echo(str(table), nl=False)
+
+
+@namespaces.command(cls=GoCommand)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--cgroup", "-c", is_flag=True, help="Delete the namespace's cgroup as well.")
+@pass_app
+def remove(app: App, names: tuple[str, ...], cgroup: bool) -> None:
+    """Remove namespaces. A namespace must be empty."""
+    errors = []
+    for name in names:
+        try:
+            app.client.namespaces.delete(name)
+        except NotFoundError as error:
+            app.warn(f"unable to find namespace {name}: {error}")
+            continue
+        except OrlopError as error:
+            errors.append(f"unable to delete {name}: {grpc_text(error)}")
+            continue
+        if cgroup:
+            _remove_cgroups(app, name)
+        click.echo(name)
+    fail_each(app, errors)
+
+
+@namespaces.command(cls=GoCommand)
+@click.argument("name")
+@click.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
+@pass_app
+def label(app: App, name: str, labels: tuple[str, ...]) -> None:
+    """Set labels; an empty value removes one."""
+    app.client.namespaces.label(name, parse_labels(labels))
+
+
+def _remove_cgroups(app: App, name: str) -> None:
+    """Remove the cgroups below which the namespace's tasks ran, in each hierarchy that has one."""
+    import os
+
+    from orlop.base.identifiers import validate
+
+    validate(name)
+    root = "/sys/fs/cgroup"
+    hierarchies = [root, *(os.path.join(root, one) for one in sorted(os.listdir(root)))]
+    for hierarchy in hierarchies:
+        path = os.path.join(hierarchy, name)
+        if not os.path.isdir(path) or not os.path.exists(os.path.join(path, "cgroup.procs")):
+            continue
+        try:
+            os.rmdir(path)
+        except OSError as error:
+            app.warn(f"cgroup {path} stays: {(error.strerror or '').lower()}")

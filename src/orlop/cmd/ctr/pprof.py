@@ -1,0 +1,81 @@
+"""`ctr pprof`: profiles of a daemon written in Go, over HTTP on its debug socket. Our own daemon has no such socket."""
+
+import http.client
+import socket
+import sys
+
+import click
+
+from orlop.base.errdefs import UnavailableError, UnknownError
+from orlop.cmd.cli import GoCommand, LazyGroup
+
+_KINDS = {
+    "block": ("block", "Goroutines that block."),
+    "goroutines": ("goroutine?debug=2", "Stacks of all goroutines."),
+    "heap": ("heap", "The heap."),
+    "threadcreate": ("threadcreate", "What makes threads."),
+}
+
+
+@click.group(cls=LazyGroup)
+@click.option(
+    "--debug-socket", "-d", default="/run/containerd/debug.sock", show_default=True, help="The daemon's debug socket."
+)
+@click.pass_context
+def pprof(context: click.Context, debug_socket: str) -> None:
+    """Profiles of a Go daemon, from its debug socket, on standard output."""
+    context.obj = debug_socket
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _write(path: str, what: str, timeout_s: float = 30.0) -> None:
+    connection = _UnixConnection(path, timeout_s)
+    try:
+        connection.request("GET", f"/debug/pprof/{what}")
+        answer = connection.getresponse()
+        if answer.status != http.client.OK:
+            raise UnknownError(f"{path} answers {answer.status} {answer.reason} for {what}")
+        while chunk := answer.read(65536):
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise UnavailableError(f"debug socket {path}: {(error.strerror or str(error)).lower()}") from error
+    finally:
+        connection.close()
+
+
+def _command(name: str, what: str, text: str) -> None:
+    @pprof.command(name, cls=GoCommand, help=text)
+    @click.pass_obj
+    def profile_of(path: str) -> None:
+        _write(path, what)
+
+
+for _name, (_what, _text) in _KINDS.items():
+    _command(_name, _what, _text)
+
+
+@pprof.command(cls=GoCommand)
+@click.option("--seconds", "-s", default=30, show_default=True, help="How long to sample.")
+@click.pass_obj
+def profile(path: str, seconds: int) -> None:
+    """The CPU."""
+    _write(path, f"profile?seconds={seconds}", seconds + 30.0)
+
+
+@pprof.command(cls=GoCommand)
+@click.option("--seconds", "-s", default=5, show_default=True, help="How long to trace.")
+@click.pass_obj
+def trace(path: str, seconds: int) -> None:
+    """An execution trace."""
+    _write(path, f"trace?seconds={seconds}", seconds + 30.0)
