@@ -2,14 +2,14 @@
 
 import asyncio
 import sys
+from typing import IO
 
 import orlop
 
 
-async def main(archive: str, root: str, state: str) -> int:
+async def main(archive: IO[bytes], root: str, state: str) -> int:
     async with orlop.Engine(root=root, state=state) as engine:
-        with open(archive, "rb") as file:
-            (image,) = await engine.import_(file)
+        (image,) = await engine.import_(archive)
         options = orlop.SpecOptions(args=["echo", "hello from a Python program"])
         async with await engine.new_container("hello", image, options) as container:
             async with await container.new_task(orlop.inherit(stdin=False)) as task:
@@ -17,4 +17,5 @@ async def main(archive: str, root: str, state: str) -> int:
                 return (await task.wait()).code
 
 
-sys.exit(asyncio.run(main(*sys.argv[1:])))
+with open(sys.argv[1], "rb") as file:
+    sys.exit(asyncio.run(main(file, *sys.argv[2:])))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from orlop.client.sync import Task as Task
     from orlop.client.tasks import Exit as Exit
     from orlop.client.tasks import TaskStatus as TaskStatus
+    from orlop.engine import Engine as Engine
 
 _ORIGINS: Final = {
     "Capture": "orlop.client.io",
