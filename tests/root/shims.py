@@ -92,8 +92,9 @@ class Events(threading.Thread):
 class Shim:
     """One supervisor's directory: state, bundles, FIFOs, the daemon's socket for events."""
 
-    def __init__(self, directory: Path, *, env: dict[str, str] | None = None) -> None:
+    def __init__(self, directory: Path, *, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
         self.directory = directory
+        self.prefix = prefix
         self.state = directory / "st"
         self.bundles = directory / "t" / NAMESPACE
         self.bundles.mkdir(parents=True)
@@ -109,7 +110,14 @@ class Shim:
     # ---- the program
 
     def program(self, *words: str, cwd: Path, **more: Any) -> subprocess.CompletedProcess[bytes]:
-        argv = [str(daemons.our_program("containerd-shim-orlop-v1")), "-namespace", NAMESPACE, "-address", "/d.sock"]
+        argv = [
+            *self.prefix,
+            str(daemons.our_program("containerd-shim-orlop-v1")),
+            "-namespace",
+            NAMESPACE,
+            "-address",
+            "/d.sock",
+        ]
         kwargs = {"env": self.env, "stdin": subprocess.DEVNULL, "timeout": LIMIT_S} | more
         return subprocess.run([*argv, *words], cwd=cwd, capture_output=True, check=False, **kwargs)
 

@@ -313,6 +313,7 @@ def test_many_at_once(shim: Shim):
 
     shim.bundle("w", ["/bin/true"])
     shim.start("w")
+    assert shim.client  # one for all threads
     results: dict[int, int] = {}
 
     def live(number: int) -> None:

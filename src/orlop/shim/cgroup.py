@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 from orlop.linux.mount import mountinfo
 
@@ -36,11 +36,11 @@ class Paths:
                 if path == "/" or "/.." in path:
                     continue  # the root is everybody's; a path outside of our own root cannot be reached
                 if not names:
-                    v2 = f"{unified}{path}" if unified else ""
+                    v2 = unified.directory(path) if unified else ""
                     continue
                 for name in names.split(","):
                     if name in controllers:
-                        v1[name] = f"{controllers[name]}{path}"
+                        v1[name] = controllers[name].directory(path)
         return cls(v1=v1, v2=v2)
 
     def pids(self) -> list[int]:
@@ -62,15 +62,29 @@ class Paths:
         return None
 
 
+class Hierarchy(NamedTuple):
+    """A mounted hierarchy: where, and which of its directories is mounted there."""
+
+    mount_point: str
+    root: str
+
+    def directory(self, path: str) -> str:
+        """The directory of the cgroup that /proc/PID/cgroup calls `path`."""
+        if self.root != "/" and (path == self.root or path.startswith(f"{self.root}/")):
+            path = path[len(self.root) :]
+        return f"{self.mount_point}{path}"
+
+
 @functools.cache
-def hierarchies() -> tuple[str, dict[str, str]]:
-    """Where the v2 hierarchy is mounted (or empty), and each v1 controller."""
-    unified = ""
-    controllers: dict[str, str] = {}
+def hierarchies() -> tuple[Hierarchy | None, dict[str, Hierarchy]]:
+    """The v2 hierarchy, if it is mounted, and each v1 controller's."""
+    unified: Hierarchy | None = None
+    controllers: dict[str, Hierarchy] = {}
     for mount in mountinfo():
-        if mount.fs_type == "cgroup2" and not unified:
-            unified = mount.mount_point
+        one = Hierarchy(mount.mount_point, mount.root)
+        if mount.fs_type == "cgroup2" and unified is None:
+            unified = one
         elif mount.fs_type == "cgroup":
             for option in mount.super_options.split(","):
-                controllers.setdefault(option, mount.mount_point)
+                controllers.setdefault(option, one)
     return unified, controllers

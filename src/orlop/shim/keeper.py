@@ -10,31 +10,11 @@ a processor for which there is no program here, `sleep` does the same.
 import contextlib
 import os
 import signal
-import struct
 from collections.abc import Mapping, Sequence
 
 from orlop.linux import pidfd
-from orlop.shim import reaper
+from orlop.shim import elf, reaper
 from orlop.shim.spawn import spawn
-
-# Machine code that sleeps for ever, by (e_machine, code).
-_PROGRAMS = {
-    "x86_64": (62, bytes.fromhex("b8220000000f05ebf7")),  # 1: mov eax, SYS_pause; syscall; jmp 1
-    "aarch64": (
-        183,
-        struct.pack(
-            "<7I",
-            0xD2800000,  # 1: mov x0, #0      fds
-            0xD2800001,  #    mov x1, #0      nfds
-            0xD2800002,  #    mov x2, #0      timeout: none
-            0xD2800003,  #    mov x3, #0      signal mask
-            0xD2800928,  #    mov x8, #73     ppoll
-            0xD4000001,  #    svc #0
-            0x17FFFFFA,  #    b 1
-        ),
-    ),
-}
-_LOAD_ADDRESS = 0x400000
 
 
 class Keeper:
@@ -96,40 +76,13 @@ def _spawn_file(program: int, argv: Sequence[str], fds: Sequence[int]) -> int:
 
 
 def _program() -> int:
-    """An anonymous file with the program for this processor, or -1."""
-    found = _PROGRAMS.get(os.uname().machine) if struct.calcsize("P") == 8 else None
-    if found is None:
+    """An anonymous file with the program, or -1."""
+    program = elf.sleeper()
+    if not program:
         return -1
     try:
         fd = os.memfd_create("orlop-keeper", os.MFD_CLOEXEC)
-        os.write(fd, elf(*found))
+        os.write(fd, program)
     except OSError:
         return -1
     return fd
-
-
-def elf(machine: int, code: bytes) -> bytes:
-    """A static 64-bit little-endian executable that consists of `code`. Source: elf(5)."""
-    header_size, segment_size = 64, 56
-    start = header_size + segment_size
-    size = start + len(code)
-    header = struct.pack(
-        "<16sHHIQQQIHHHHHH",
-        b"\x7fELF\x02\x01\x01",
-        2,  # ET_EXEC
-        machine,
-        1,
-        _LOAD_ADDRESS + start,
-        header_size,
-        0,
-        0,
-        header_size,
-        segment_size,
-        1,
-        0,
-        0,
-        0,
-    )
-    # One segment, readable and executable, from the beginning of the file.
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _LOAD_ADDRESS, _LOAD_ADDRESS, size, size, 0x1000)
-    return header + segment + code

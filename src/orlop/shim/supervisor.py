@@ -28,7 +28,7 @@ from orlop.shim.oom import OomWatcher
 from orlop.shim.paths import Place
 from orlop.shim.reaper import Reaper, boot_id
 from orlop.shim.records import Record
-from orlop.shim.runtime import Runtime
+from orlop.shim.runtime import Runtime, RuntimeFailedError
 from orlop.shim.service import TaskService
 from orlop.shim.task import Request, Task, Workshop
 from orlop.ttrpc.server import Context, Method, Peer, Server
@@ -114,13 +114,23 @@ class Supervisor:
             removal = self._removals.get(container)
             if removal is not None:
                 await asyncio.shield(removal)
-            runtime = await self._chooser.choose(request.options)
-            task = await Task.create(self._shop, request, runtime)
+            task = await self._create(request)
             self._tasks[container] = task
             return task
         finally:
             self._creating.discard(container)
             self.touch()
+
+    async def _create(self, request: Request) -> Task:
+        choice = await self._chooser.choose(request.options)
+        try:
+            return await Task.create(self._shop, request, choice.runtime)
+        except RuntimeFailedError as error:
+            # What crun says of a spec that is newer than itself.
+            if choice.fallback is None or "unknown version" not in error.reason:
+                raise
+            _log.info("%s; so by %s", error, choice.fallback.command)
+            return await Task.create(self._shop, request, choice.fallback)
 
     async def delete(self, container: str) -> tuple[int, int, int]:
         """Delete a task that has ended. The runtime's own removal goes on after this has returned.

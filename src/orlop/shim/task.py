@@ -445,6 +445,7 @@ class Task:
         self._init_gone(exit_)
 
     def _init_gone(self, exit_: Exit) -> None:
+        self.shop.oom.check(self.container)
         self.init.ended(exit_)
         if not self.init.starting:
             self.publish_exit(self.init)
