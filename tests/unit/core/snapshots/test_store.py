@@ -204,7 +204,7 @@ def test_cancelled_while_it_is_made(tmp_path: Path) -> None:
         assert fake.gate is not None
         fake.gate.set()
         async with asyncio.timeout(30):
-            while bench.store.making:  # a store that is closed meanwhile leaves it to the next sweep
+            while bench.store.making:  # noqa: ASYNC110 - a store that is closed meanwhile leaves it to the next sweep
                 await asyncio.sleep(0.005)
 
     with Bench(tmp_path, lambda _root: fake) as bench:
