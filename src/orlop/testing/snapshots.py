@@ -478,7 +478,8 @@ class SnapshotterContract:
             for key, parent in (("extract-1", ""), ("extract-2", "base")):
                 bench.stores.note_applied(bench.prepare(key, parent), Usage(4711, 17))
                 bench.commit(f"of-{key}", key)
-                assert bench.usage(f"of-{key}") == Usage(4711, 17)
+                noted = bench.usage(f"of-{key}") == Usage(4711, 17)
+                assert noted is not bench.snapshotter.whole
 
     def test_rebase(self, tmp_path: Path) -> None:
         """A snapshotter either can put a layer on its parent when it is committed, or says that it cannot."""

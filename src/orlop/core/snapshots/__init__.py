@@ -116,12 +116,14 @@ class Snapshotter(Protocol):
 
     Attributes:
         quick: which of `prepare` and `mounts` are quick.
+        whole: a snapshot holds its parents' files too, so that it takes more than the layer unpacked into it.
         capabilities: words for introspection that clients look for: `rebase` (a parent may be chosen at commit),
             `remap-ids` (mounts take the id mapping of the labels).
         exports: facts for introspection, such as `root`.
     """
 
     quick: frozenset[str] = frozenset()
+    whole: bool = False
     capabilities: Sequence[str] = ()
     exports: Mapping[str, str] = {}
 

@@ -72,9 +72,10 @@ def chain(queries: Queries, number: int | None) -> tuple[int, ...]:
     rows = queries.execute(_CHAIN, (number,)).fetchall()
     for row in rows:
         if row["synced_at"] == LOST:
+            # The text says what to do: hints do not cross the wire.
             raise errdefs.DataLossError(
-                f'snapshot "{row["name"]}" was committed shortly before the machine stopped and may be incomplete',
-                hint="remove it and what is built on it, then unpack its image again",
+                f'snapshot "{row["name"]}" may be incomplete since the machine stopped before its files were on disk'
+                " (remove it and what is built on it, then unpack its image again)"
             )
     return tuple(row["number"] for row in rows)
 

@@ -39,7 +39,13 @@ T = TypeVar("T")
 log: Final = logging.getLogger(__name__)
 
 PAGE: Final = 100
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMLINK, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_CLASSES: Final[Mapping[int | None, type[errdefs.OrlopError]]] = {
+    errno.EBUSY: errdefs.FailedPreconditionError,
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EMLINK, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+        errdefs.ResourceExhaustedError,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,10 +262,12 @@ class Store:
         Raises:
             NotFoundError: no snapshot of this snapshotter has the number.
             sqlite3.IntegrityError: it has children; remove those first.
+            FailedPreconditionError: its directory is in use as a mount point.
         """
         self._ledger.delete(tx, number)
         tx.after_commit(lambda: self._let_go(number))
-        self.throw_away(tx, number)
+        with _in_words(f"snapshot number {number}: remove"):
+            self.throw_away(tx, number)
 
     async def update(self, namespace: str, name: str, labels: Mapping[str, str], *, paths: Sequence[str] = ()) -> Info:
         """Change labels: all of them, or the keys that `paths` names (`labels.<key>`); nothing else can be changed.
@@ -287,8 +295,8 @@ class Store:
         """Say that an unpacker has filled the active snapshot `key` out of a durable blob, and what it takes.
 
         If its key is an unpacker's (begins with `extract-`), `commit` believes that and neither measures nor syncs: the
-        files are synced soon after, and what a loss of power takes until then can be unpacked again. Unknown keys are
-        ignored.
+        files are synced soon after, and what a loss of power takes until then can be unpacked again. A snapshotter
+        whose snapshots are whole measures all the same. Unknown keys are ignored.
         """
         with contextlib.suppress(errdefs.NotFoundError):
             row = self._db.read(lambda queries: rows.get(queries, namespace, self.name, key))
@@ -375,9 +383,10 @@ class Store:
     def _freeze(self, snapshot: Snapshot, noted: Usage | None) -> Usage:
         """All of a commit that is done on disk."""
         self.snapshotter.commit(snapshot)
-        if noted is not None:
+        if noted is None:
+            self.snapshotter.sync((snapshot.number,))
+        elif not self.snapshotter.whole:
             return noted
-        self.snapshotter.sync((snapshot.number,))
         return self.snapshotter.usage(snapshot)
 
     def throw_away(self, tx: Transaction, number: int) -> bool:
@@ -436,5 +445,5 @@ def _in_words(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cls = errdefs.ResourceExhaustedError if error.errno in _FULL else errdefs.InternalError
+        cls = _CLASSES.get(error.errno, errdefs.InternalError)
         raise cls(f"{what}: {error}") from error

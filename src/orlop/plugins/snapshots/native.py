@@ -30,6 +30,7 @@ class Native(Snapshotter):
     """
 
     quick = frozenset({"mounts"})
+    whole = True
 
     def __init__(self, root: Path) -> None:
         self._directories = Directories(root)

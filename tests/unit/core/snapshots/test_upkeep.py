@@ -54,9 +54,8 @@ def test_unsynced_after_a_boot_is_refused(tmp_path: Path, caplog: pytest.LogCapt
             lambda: bench.mounts("container"),
             lambda: bench.commit("three", "container"),
         ):
-            with pytest.raises(errdefs.DataLossError, match=r'"(one|two)" was committed shortly before') as caught:
+            with pytest.raises(errdefs.DataLossError, match=r'"(one|two)" may be incomplete .*unpack its image'):
                 call()
-            assert caught.value.hint
         assert bench.stat("two").kind == Kind.COMMITTED, "the record stays, and says that it was there"
         assert bench.names("parent==one") == ["two"]
         bench.prepare("unrelated")
