@@ -223,6 +223,9 @@ def story(directory: Path) -> None:
             start(terminal, daemon)
             terminal.run("ctr version")
             terminal.run("ctr plugins ls")
+            if forbidden is not None:
+                terminal.say("what cannot work here is skipped, and says why")
+                terminal.run("ctr plugins ls --detailed id==overlayfs")
             distribution(terminal, registry, forbidden)
             if forbidden is None:
                 containers(terminal, registry, daemon)

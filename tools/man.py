@@ -17,7 +17,7 @@ import click
 from orlop.cmd import orlopd
 from orlop.version import __version__
 
-CLICK_PROGRAMS: Final = {"ctr": "orlop.cmd.ctr.app:ctr", "dist": "orlop.cmd.dist.app:dist"}
+CLICK_PROGRAMS: Final = {"ctr": "orlop.cmd.ctr.app:ctr", "dist": "orlop.cmd.dist:dist"}
 
 
 def pages() -> Iterator[tuple[str, str]]:

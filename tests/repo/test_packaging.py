@@ -52,7 +52,7 @@ def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_programs_run_from_the_wheel(fresh: Path):
     assert "Commands" in _run(fresh / "ctr", "--help")
     assert "Commands" in _run(fresh / "dist", "--help")
-    assert re.match(r"orlopd orlop \d+\.\d+\.\d+\+orlop\.\d+\.\d+\.\d+", _run(fresh / "orlopd", "--version"))
+    assert re.match(r"orlopd \S+ \d+\.\d+\.\d+\+orlop\.\d+\.\d+\.\d+", _run(fresh / "orlopd", "--version"))
     assert "[grpc]" in _run(fresh / "orlopd", "config", "default")
     assert _run(fresh / "python", "-c", "import orlop; print(orlop.Client.__name__, orlop.Engine.__name__)")
 
