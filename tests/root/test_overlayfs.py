@@ -2,18 +2,22 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orlop.base import errdefs
 from orlop.core.mount import Mount
 from orlop.core.mount.perform import mount_all, unmount_all
-from orlop.core.snapshots import GID_MAPPING, UID_MAPPING, Usage
+from orlop.core.plugin import SkipPlugin
+from orlop.core.snapshots import GID_MAPPING, UID_MAPPING, Kind, Snapshot, Usage
+from orlop.plugins.snapshots import native, overlayfs
 from orlop.plugins.snapshots.native import Native
 from orlop.plugins.snapshots.overlayfs import REMAP_IDS, Overlayfs, capabilities_here, options_here
 from orlop.testing.snapshots import NAMESPACE, Bench
-from orlop.testing.trees import write
+from orlop.testing.trees import all_kinds, describe, write
 
 pytestmark = pytest.mark.root
 
@@ -115,6 +119,54 @@ def test_removal_does_not_wait_for_mounts(tmp_path: Path) -> None:
             bench.cleanup()
             assert bench.names() == []
             assert list(bench.snapshotter.numbers()) == []
+
+
+@dataclass
+class Daemon:
+    root: str
+
+
+@dataclass
+class Context:
+    """As much of a plug-in's context as a snapshotter's registration reads."""
+
+    daemon: Daemon
+    config: Any = None
+    exports: dict[str, str] = field(default_factory=dict)
+    capabilities: list[str] = field(default_factory=list)
+    platforms: list[str] = field(default_factory=list)
+
+
+def test_registered_where_it_works(tmp_path: Path) -> None:
+    context = Context(Daemon(os.fspath(tmp_path)), overlayfs.Config(mount_options=["metacopy=off"]))
+    made = overlayfs.REGISTRATION.init(context)
+    assert context.exports == {"root": os.fspath(tmp_path / "snapshots" / "overlayfs")}
+    assert "rebase" in context.capabilities
+    assert len(context.platforms) == 1
+    snapshot = Snapshot(number=3, parents=(2, 1), kind=Kind.VIEW)
+    assert made.mounts(snapshot)[0].options[1:] == ("metacopy=off", "index=off")
+    assert isinstance(native.REGISTRATION.init(context), Native)
+
+
+def test_skipped_where_overlayfs_cannot_stand(tmp_path: Path) -> None:
+    """A daemon whose root lies on an overlay, as inside a container, has `native` only."""
+    names = ("lower", "upper", "work", "root")
+    for name in names:
+        (tmp_path / name).mkdir()
+    lower, upper, work, root = (os.fspath(tmp_path / name) for name in names)
+    options = (f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}")
+    mount_all([Mount(type="overlay", source="overlay", options=options)], root)
+    try:
+        context = Context(Daemon(root), overlayfs.Config())
+        with pytest.raises(SkipPlugin, match="cannot use overlayfs on"):
+            overlayfs.REGISTRATION.init(context)
+        assert isinstance(native.REGISTRATION.init(context), Native)
+        with Bench(Path(root), Native) as bench:
+            seen = bench.layer("one", "", all_kinds)
+            with bench.mounted(bench.prepare("child", "one")) as path:
+                assert describe(path) == seen
+    finally:
+        unmount_all(root, detach=True)
 
 
 def _prepare_many(bench: Bench, count: int) -> None:
