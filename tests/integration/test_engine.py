@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import io
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from orlop.base.errdefs import FailedPreconditionError, NotFoundError
+from orlop.client.spec import SpecOptions
 from orlop.engine import Engine
 from tools import residue
 
@@ -39,9 +41,9 @@ def test_a_container_runs_in_process_and_nothing_of_the_host_process_is_touched(
     async def run():
         async with Engine(**places) as engine:
             before = process_settings()
-            (image,) = await engine.import_(busybox_image.archive)
-            await image.unpack()
-            async with await engine.new_container("one", image, args=["sh", "-c", "exit 7"]) as container:
+            (image,) = await engine.import_(io.BytesIO(busybox_image.archive.read_bytes()))
+            options = SpecOptions(args=["sh", "-c", "exit 7"])
+            async with await engine.new_container("one", image, options) as container:
                 async with await container.new_task() as task:
                     await task.start()
                     status = await task.wait()
@@ -57,9 +59,8 @@ def test_a_container_runs_in_process_and_nothing_of_the_host_process_is_touched(
 def test_leaving_stops_tasks_unless_told_to_keep_them(places, busybox_image):
     async def start(keep):
         async with Engine(**places, keep=keep) as engine:
-            (image,) = await engine.import_(busybox_image.archive)
-            await image.unpack()
-            container = await engine.new_container("one", image, args=["sleep", "1000"])
+            (image,) = await engine.import_(io.BytesIO(busybox_image.archive.read_bytes()))
+            container = await engine.new_container("one", image, SpecOptions(args=["sleep", "1000"]))
             task = await container.new_task(io=None)
             await task.start()
             return task.pid
@@ -97,8 +98,8 @@ def test_errors_are_those_that_a_client_of_a_daemon_sees(places):
 
 def test_two_engines_live_side_by_side_and_rounds_leak_nothing(places):
     async def two():
-        second = {name: Path(f"{path}2") for name, path in places.items()}
-        async with Engine(**places) as one, Engine(**second) as two:
+        second = Engine(root=f"{places['root']}2", state=f"{places['state']}2")
+        async with Engine(**places) as one, second as two:
             await one.namespaces.create("only-here")
             names = [namespace.name for namespace in await two.namespaces.list()]
             assert "only-here" not in names

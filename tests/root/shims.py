@@ -118,7 +118,7 @@ class Shim:
             "-address",
             "/d.sock",
         ]
-        kwargs = {"env": self.env, "stdin": subprocess.DEVNULL, "timeout": LIMIT_S} | more
+        kwargs: dict[str, Any] = {"env": self.env, "stdin": subprocess.DEVNULL, "timeout": LIMIT_S} | more
         return subprocess.run([*argv, *words], cwd=cwd, capture_output=True, check=False, **kwargs)
 
     def start(self, container: str = "c") -> str:

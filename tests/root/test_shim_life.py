@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,7 @@ def test_bad_ids_and_bundles(shim: Shim, tmp_path: Path):
         ("c", str(tmp_path / "no")),
     ):
         wanted = pb.CreateTaskRequest(id=container, bundle=bundle)
-        assert failure(lambda wanted=wanted: shim.call("Create", wanted, None))[0] == 3
+        assert failure(partial(shim.call, "Create", wanted, None))[0] == 3
     (shim.bundles / "c/config.json").write_text("no json")
     wanted = pb.CreateTaskRequest(id="c", bundle=str(shim.bundles / "c"))
     code, message = failure(lambda: shim.call("Create", wanted, None))

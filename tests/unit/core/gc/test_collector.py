@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -97,7 +98,9 @@ class World:
 
     def number(self, namespace, name, snapshotter="overlayfs"):
         statement = "SELECT number FROM snapshots WHERE namespace = ? AND snapshotter = ? AND name = ?"
-        return self.tx.one(statement, (namespace, snapshotter, name))[0]
+        row = self.tx.one(statement, (namespace, snapshotter, name))
+        assert row is not None
+        return row[0]
 
     def lease(self, namespace, id_, *resources, labels=None):
         self.row("leases", namespace=namespace, id=id_, labels=labels)
@@ -378,7 +381,7 @@ def labelled(labels):
 
 def naive(plan):
     """What must be left: ask every object, again and again, whether something held refers to it."""
-    objects = {}  # (ns, what, key) -> (labels, natural references)
+    objects: dict[Any, Any] = {}  # (ns, what, key) -> (labels, natural references)
     for (ns, digest), labels in plan.content.items():
         objects[ns, "content", digest] = (labels, [])
     for (ns, name), (digest, labels) in plan.images.items():
@@ -388,7 +391,8 @@ def naive(plan):
         objects[ns, "snapshot", f"{snapshotter}/{name}"] = (labels, below)
     for (ns, id_), (snapshotter, key, labels) in plan.containers.items():
         objects[ns, "container", id_] = (labels, [("snapshot", f"{snapshotter}/{key}")])
-    held, thinly = set(), set()
+    held: set[Any] = set()
+    thinly: set[Any] = set()
     for (ns, what, key), (labels, _) in objects.items():
         root = what in {"content", "snapshot"} and "containerd.io/gc.root" in labels
         if root or what == "container" or (what == "image" and labels.get("containerd.io/gc.expire") != PAST):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ class Recorder:
         self.error = None
         self.expiry = None
         self.done = asyncio.Event()
-        self.loop = None
+        self.loop = asyncio.get_running_loop()
 
     def collect(self, tx):
         self.entered.set()
@@ -41,8 +42,7 @@ class Recorder:
 @contextlib.asynccontextmanager
 async def running(tmp_path, policy=None, **options):
     with Database(tmp_path / "meta.db") as db:
-        recorder = Recorder()
-        recorder.loop = asyncio.get_running_loop()
+        recorder: Any = Recorder()  # stands in for the collector
         scheduler = Scheduler(db, recorder, policy or Policy(startup_delay_s=0), **options)
         db.on_mutation = scheduler.mutated
         task = asyncio.create_task(scheduler.run())

@@ -209,7 +209,7 @@ def test_a_lost_transaction_leaves_the_ingest_as_it_was(tmp_path, monkeypatch):
     with opened(tmp_path) as store:
         made = store.writer_sync("a", "r", total=4)
         made.write_sync(b"data")
-        monkeypatch.setattr(writer.rows, "insert", fail)
+        monkeypatch.setattr(f"{writer.__name__}.rows.insert", fail)
         with pytest.raises(ResourceExhaustedError):
             made.commit_sync()
         monkeypatch.undo()
@@ -225,7 +225,7 @@ def test_a_lost_transaction_does_not_take_the_blob_of_others(tmp_path, monkeypat
         digest = put(store, b"data", namespace="b")
         made = store.writer_sync("a", "r")
         made.write_sync(b"data")
-        monkeypatch.setattr(writer.rows, "insert", lambda *_a, **_o: (_ for _ in ()).throw(KeyError("lost")))
+        monkeypatch.setattr(f"{writer.__name__}.rows.insert", lambda *_a, **_o: (_ for _ in ()).throw(KeyError("lost")))
         with pytest.raises(KeyError):
             made.commit_sync()
         monkeypatch.undo()
