@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from orlop.client.io import NullIO as NullIO
     from orlop.client.io import inherit as inherit
     from orlop.client.progress import Progress as Progress
+    from orlop.client.pull import PullOptions as PullOptions
+    from orlop.client.registry import RegistryOptions as RegistryOptions
     from orlop.client.spec import SpecOptions as SpecOptions
     from orlop.client.sync import Client as Client
     from orlop.client.sync import Container as Container
@@ -46,6 +48,8 @@ _ORIGINS: Final = {
     "OrlopError": "orlop.base.errdefs",
     "Process": "orlop.client.sync",
     "Progress": "orlop.client.progress",
+    "PullOptions": "orlop.client.pull",
+    "RegistryOptions": "orlop.client.registry",
     "SpecOptions": "orlop.client.spec",
     "Task": "orlop.client.sync",
     "TaskStatus": "orlop.client.tasks",

@@ -23,11 +23,11 @@ from orlop.base import references
 from orlop.base.errdefs import AlreadyExistsError, DataLossError, InvalidArgumentError, NotFoundError, OrlopError
 from orlop.base.platforms import ALL, Matcher
 from orlop.client.content import CHUNK_BYTES, Content
-from orlop.client.descriptors import child_labels
 from orlop.client.images import Image, Images
 from orlop.client.leases import Held
 from orlop.client.progress import Callback, Progress, Status, ignore
 from orlop.client.session import Session
+from orlop.core.images.gc_labels import child_labels
 from orlop.oci import media_types
 from orlop.oci.digest import Digest
 from orlop.oci.image import (

@@ -7,6 +7,8 @@ from orlop.client.connect import Transport, default_address, default_namespace, 
 from orlop.client.session import Opener, Session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable as Function
+
     from google.protobuf.any_pb2 import Any as PackedAny
     from google.protobuf.message import Message
 
@@ -21,9 +23,12 @@ if TYPE_CHECKING:
     from orlop.client.leases import Leases
     from orlop.client.namespaces import Namespaces
     from orlop.client.progress import Callback
+    from orlop.client.pull import PullOptions
+    from orlop.client.registry import RegistryOptions
     from orlop.client.snapshots import Snapshots
     from orlop.client.spec import SpecOptions
     from orlop.client.tasks import ProcessState, Task
+    from orlop.oci.image import Descriptor
 
 
 class Client:
@@ -214,6 +219,121 @@ class Client:
         from orlop.client.tasks import list_tasks
 
         return await list_tasks(self._session)
+
+    async def pull(
+        self,
+        ref: str,
+        *,
+        registry: "RegistryOptions | None" = None,
+        options: "PullOptions | None" = None,
+        snapshotter: str = "overlayfs",
+        unpack: bool = True,
+        progress: "Callback | None" = None,
+    ) -> "Image":
+        """Bring an image from its registry, name it, and unpack it.
+
+        All blobs come at once, each verified; what an interrupted pull has brought is not fetched again. Until the
+        image has its name a lease holds what is there.
+
+        Args:
+            ref: full reference, such as `docker.io/library/redis:latest`.
+            registry: how to reach it; docker's and podman's credential files are read by default.
+            options: which platforms and parts.
+            progress: called for each step of each blob, on the event loop (a private one in the blocking client).
+
+        Raises:
+            NotFoundError: the registry does not have it, or not for the platform.
+            UnauthenticatedError, PermissionDeniedError: it does not let us.
+            UnavailableError: it does not answer.
+        """
+        from orlop.client.progress import ignore
+        from orlop.client.pull import PullOptions, fetch, pull
+        from orlop.client.registry import RegistryOptions
+
+        wanted = options or PullOptions()
+        reach = registry or RegistryOptions()
+        tell = progress or ignore
+        if unpack:
+            name = await pull(
+                self._session, ref, registry=reach, options=wanted, snapshotter=snapshotter, progress=tell
+            )
+        else:
+            name = await fetch(self._session, ref, registry=reach, options=wanted, progress=tell)
+        return await self.images.get(name, platform=wanted.platform or None)
+
+    async def push(
+        self,
+        ref: str,
+        source: "Image | str | None" = None,
+        *,
+        registry: "RegistryOptions | None" = None,
+        manifest: str = "",
+        manifest_type: str = "",
+        platform: str = "",
+        max_concurrent: int = 0,
+        nondistributable: bool = False,
+        progress: "Callback | None" = None,
+    ) -> "Descriptor":
+        """Push an image to a registry, and return what was pushed.
+
+        Args:
+            ref: where to.
+            source: the image, or its name; `ref` by default.
+            manifest: digest of a manifest to push instead of an image; `manifest_type` is its media type.
+            platform: of an index only the manifest that suits.
+            nondistributable: also layers that are not meant to be pushed.
+        """
+        from orlop.client.progress import ignore
+        from orlop.client.push import push
+        from orlop.client.registry import RegistryOptions
+
+        return await push(
+            self._session,
+            ref,
+            source,
+            registry=registry or RegistryOptions(),
+            manifest=manifest,
+            manifest_type=manifest_type,
+            platform=platform,
+            max_concurrent=max_concurrent,
+            nondistributable=nondistributable,
+            progress=progress or ignore,
+        )
+
+    async def push_object(
+        self,
+        ref: str,
+        digest: str,
+        media_type: str,
+        *,
+        registry: "RegistryOptions | None" = None,
+        progress: "Callback | None" = None,
+    ) -> "Descriptor":
+        """Push one blob of the content store to a repository."""
+        from orlop.client.progress import ignore
+        from orlop.client.push import push_object
+        from orlop.client.registry import RegistryOptions
+
+        return await push_object(
+            self._session,
+            ref,
+            digest,
+            media_type,
+            registry=registry or RegistryOptions(),
+            progress=progress or ignore,
+        )
+
+    async def fetch_object(
+        self, ref: str, write: "Function[[bytes], object]", *, registry: "RegistryOptions | None" = None
+    ) -> "Descriptor":
+        """Hand the bytes of what a reference names at its registry to `write`, verified; nothing is stored.
+
+        The last piece may be followed by an error: what was written before counts only when this returns.
+        """
+        from orlop.client.push import fetch_object
+        from orlop.client.registry import RegistryOptions
+
+        return await fetch_object(self._session, ref, write, registry=registry or RegistryOptions())
 
     async def import_(
         self,

@@ -12,6 +12,7 @@ from orlop.client.twins import MappedIterator, unwrap
 
 if TYPE_CHECKING:
     import signal as signals
+    from collections.abc import Callable as Function
     from collections.abc import Mapping, Sequence
     from datetime import timedelta
     from typing import IO, Self
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from orlop.client.leases import LeaseInfo, Resource
     from orlop.client.namespaces import Namespace
     from orlop.client.progress import Callback
+    from orlop.client.pull import PullOptions
+    from orlop.client.registry import RegistryOptions
     from orlop.client.session import Session
     from orlop.client.snapshots import SnapshotInfo, Usage
     from orlop.client.spec import SpecOptions
@@ -857,6 +860,97 @@ class Client:
     def tasks(self) -> list[ProcessState]:
         """The tasks of the namespace."""
         return drive(self._inner.tasks())
+
+    def pull(
+        self,
+        ref: str,
+        *,
+        registry: RegistryOptions | None = None,
+        options: PullOptions | None = None,
+        snapshotter: str = "overlayfs",
+        unpack: bool = True,
+        progress: Callback | None = None,
+    ) -> Image:
+        """Bring an image from its registry, name it, and unpack it.
+
+        All blobs come at once, each verified; what an interrupted pull has brought is not fetched again. Until the
+        image has its name a lease holds what is there.
+
+        Args:
+            ref: full reference, such as `docker.io/library/redis:latest`.
+            registry: how to reach it; docker's and podman's credential files are read by default.
+            options: which platforms and parts.
+            progress: called for each step of each blob, on the event loop (a private one in the blocking client).
+
+        Raises:
+            NotFoundError: the registry does not have it, or not for the platform.
+            UnauthenticatedError, PermissionDeniedError: it does not let us.
+            UnavailableError: it does not answer.
+        """
+        return Image(
+            drive(
+                self._inner.pull(
+                    ref, registry=registry, options=options, snapshotter=snapshotter, unpack=unpack, progress=progress
+                )
+            )
+        )
+
+    def push(
+        self,
+        ref: str,
+        source: Image | str | None = None,
+        *,
+        registry: RegistryOptions | None = None,
+        manifest: str = "",
+        manifest_type: str = "",
+        platform: str = "",
+        max_concurrent: int = 0,
+        nondistributable: bool = False,
+        progress: Callback | None = None,
+    ) -> Descriptor:
+        """Push an image to a registry, and return what was pushed.
+
+        Args:
+            ref: where to.
+            source: the image, or its name; `ref` by default.
+            manifest: digest of a manifest to push instead of an image; `manifest_type` is its media type.
+            platform: of an index only the manifest that suits.
+            nondistributable: also layers that are not meant to be pushed.
+        """
+        return drive(
+            self._inner.push(
+                ref,
+                unwrap(source),
+                registry=registry,
+                manifest=manifest,
+                manifest_type=manifest_type,
+                platform=platform,
+                max_concurrent=max_concurrent,
+                nondistributable=nondistributable,
+                progress=progress,
+            )
+        )
+
+    def push_object(
+        self,
+        ref: str,
+        digest: str,
+        media_type: str,
+        *,
+        registry: RegistryOptions | None = None,
+        progress: Callback | None = None,
+    ) -> Descriptor:
+        """Push one blob of the content store to a repository."""
+        return drive(self._inner.push_object(ref, digest, media_type, registry=registry, progress=progress))
+
+    def fetch_object(
+        self, ref: str, write: Function[[bytes], object], *, registry: RegistryOptions | None = None
+    ) -> Descriptor:
+        """Hand the bytes of what a reference names at its registry to `write`, verified; nothing is stored.
+
+        The last piece may be followed by an error: what was written before counts only when this returns.
+        """
+        return drive(self._inner.fetch_object(ref, write, registry=registry))
 
     def import_(
         self,

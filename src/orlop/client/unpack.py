@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, NotFoundError, OrlopError
+from orlop.base.labels import GC_REF_SNAPSHOT, UNCOMPRESSED
 from orlop.client.content import Content
-from orlop.client.descriptors import GC_SNAPSHOT_PREFIX, UNCOMPRESSED_LABEL
 from orlop.client.diff import Diff
 from orlop.client.progress import Callback, Progress, Status, ignore
 from orlop.client.session import Session
@@ -67,7 +67,7 @@ async def unpack(
         await _apply(session, snapshots, layers[position], chain_id=chain[position], parent=parent, progress=progress)
     top = str(chain[-1]) if chain else ""
     if config is not None and top:
-        await Content(session).label(config, {f"{GC_SNAPSHOT_PREFIX}.{snapshotter}": top})
+        await Content(session).label(config, {f"{GC_REF_SNAPSHOT}.{snapshotter}": top})
     return top
 
 
@@ -124,5 +124,5 @@ async def _apply(
         if key:
             with contextlib.suppress(OrlopError):  # the first error tells; the collector takes what stays
                 await snapshots.remove(key)
-    await Content(session).label(layer.blob.digest, {UNCOMPRESSED_LABEL: layer.diff_id})
+    await Content(session).label(layer.blob.digest, {UNCOMPRESSED: layer.diff_id})
     progress(Progress(ref=ref, status=Status.UNPACKED, offset=layer.blob.size, total=layer.blob.size))
