@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Final
 
 from orlop.api.runtime.task.v2 import shim_pb2
-from orlop.base.errdefs import DeadlineExceededError, InternalError, InvalidArgumentError, NotFoundError
+from orlop.base.errdefs import (
+    DeadlineExceededError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnknownError,
+)
 from orlop.core.runtime.bundle import Bootstrap, Bundle
 
 # Between the service manager and this daemon; whoever inherits it would speak in the daemon's name.
@@ -28,6 +34,7 @@ START_TIMEOUT_S: Final = 30.0
 DELETE_TIMEOUT_S: Final = 30.0
 # The newest shim protocol that we speak; a shim that knows this variable answers with JSON.
 MAX_SHIM_VERSION: Final = 3
+_UNRESOLVED: Final = "failed to start shim: failed to resolve runtime path"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +75,9 @@ def resolve(runtime: str, mapped: Mapping[str, str]) -> ShimBinary:
     """The shim for a runtime name or path.
 
     Raises:
-        InvalidArgumentError: neither a name of the form `io.containerd.runc.v2` nor an absolute path.
-        NotFoundError: there is no such program; the text says what was looked for.
+        UnknownError: neither a name of the form `io.containerd.runc.v2` nor an absolute path, or there is no such
+            program; the text says what was looked for. The class is containerd's: clients take NotFoundError on
+            creating a task for "no such container".
     """
     if runtime in mapped:
         return _at(Path(mapped[runtime]), f'runtime "{runtime}", mapped in the configuration')
@@ -79,16 +87,14 @@ def resolve(runtime: str, mapped: Mapping[str, str]) -> ShimBinary:
         return _at(Path(runtime), "invalid custom binary path")
     parts = runtime.split(".")
     if "/" in runtime or len(parts) < 2 or not all(parts):
-        raise InvalidArgumentError(
-            f"failed to resolve runtime path: invalid runtime name {runtime}, correct runtime name should be either"
+        raise UnknownError(
+            f"{_UNRESOLVED}: invalid runtime name {runtime}, correct runtime name should be either"
             " format like `io.containerd.runc.v2` or a full path to the binary"
         )
     name = f"containerd-shim-{parts[-2]}-{parts[-1]}"
     found = shutil.which(name)
     if found is None:
-        raise NotFoundError(
-            f'failed to resolve runtime path: runtime "{runtime}" binary not installed "{name}": file does not exist'
-        )
+        raise UnknownError(f'{_UNRESOLVED}: runtime "{runtime}" binary not installed "{name}": file does not exist')
     return ShimBinary(path=Path(found), groups=name == SUPERVISOR)
 
 
@@ -125,7 +131,7 @@ async def delete(binary: ShimBinary, host: ShimHost, bundle: Bundle) -> shim_pb2
 
 def _at(path: Path, what: str) -> ShimBinary:
     if not path.exists():
-        raise NotFoundError(f"failed to resolve runtime path: {what}: stat {path}: no such file or directory")
+        raise UnknownError(f"{_UNRESOLVED}: {what}: stat {path}: no such file or directory")
     return ShimBinary(path=path, groups=path.name == SUPERVISOR)
 
 

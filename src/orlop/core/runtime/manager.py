@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from orlop.api.events import task_pb2
 from orlop.api.runtime.task.v2 import shim_pb2
 from orlop.api.types import mount_pb2
-from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError, UnavailableError
+from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError, UnavailableError, from_status
 from orlop.core.mount import Mount
 from orlop.core.runtime import binaries
 from orlop.core.runtime.binaries import ShimBinary, ShimHost
@@ -98,7 +98,7 @@ class TaskManager:
 
         Raises:
             AlreadyExistsError: the container has a task.
-            NotFoundError, InvalidArgumentError: the runtime cannot be found; see `binaries.resolve`.
+            UnknownError: the runtime cannot be found; see `binaries.resolve`.
             OrlopError: what the shim or the OCI runtime said.
         """
         key = (namespace, task_id)
@@ -201,7 +201,11 @@ class TaskManager:
                 for m in options.rootfs
             ],
         )
-        return await shim.call("Create", request, shim_pb2.CreateTaskResponse)
+        try:
+            return await shim.call("Create", request, shim_pb2.CreateTaskResponse)
+        except OrlopError as error:
+            # Foreign clients look for containerd's words; the class stays the shim's.
+            raise from_status(error.code, f"failed to create shim task: {error}") from error
 
     async def _abandon(self, shim: Shim, bundle: Bundle) -> None:
         """Undo what a failed create left; the first error is the caller's, so failures here are logged."""

@@ -175,4 +175,4 @@ class Task:
 
 def absent(task_id: str) -> NotFoundError:
     """The error for a container without a task, in containerd's words."""
-    return NotFoundError(f"task {task_id}")
+    return NotFoundError(f"task {task_id} not found")

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from orlop.api.runtime.task.v2 import shim_pb2
-from orlop.base.errdefs import DeadlineExceededError, InternalError, InvalidArgumentError, NotFoundError
+from orlop.base.errdefs import DeadlineExceededError, InternalError, UnknownError
 from orlop.core.runtime import binaries
 from orlop.core.runtime.binaries import ShimBinary, ShimHost
 from orlop.core.runtime.bundle import Bootstrap, Bundles
@@ -41,17 +41,17 @@ def test_names_and_paths_are_resolved(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "cls", "words"),
+    ("name", "words"),
     [
-        ("", InvalidArgumentError, "invalid runtime name"),
-        ("../x", InvalidArgumentError, "invalid runtime name"),
-        ("a/b.c", InvalidArgumentError, "invalid runtime name"),
-        ("/no/such/shim", NotFoundError, "stat /no/such/shim"),
-        ("io.containerd.nothing.v9", NotFoundError, 'binary not installed "containerd-shim-nothing-v9"'),
+        ("", "invalid runtime name"),
+        ("../x", "invalid runtime name"),
+        ("a/b.c", "invalid runtime name"),
+        ("/no/such/shim", "stat /no/such/shim"),
+        ("io.containerd.nothing.v9", 'binary not installed "containerd-shim-nothing-v9"'),
     ],
 )
-def test_what_cannot_be_resolved_is_named(name, cls, words):
-    with pytest.raises(cls, match="failed to resolve runtime path") as caught:
+def test_what_cannot_be_resolved_is_named(name, words):
+    with pytest.raises(UnknownError, match="failed to resolve runtime path") as caught:
         binaries.resolve(name, {})
     assert words in str(caught.value)
 
