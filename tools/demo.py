@@ -197,9 +197,9 @@ def push(terminal: Terminal, registry: Registry) -> None:
     terminal.title("Two images from Debian packages, in a real registry")
     for name in ("busybox", "debian"):
         built = images.image(name)
-        size = built.archive.stat().st_size / 1e6
+        packed, unpacked = built.archive.stat().st_size / 1e6, built.unpacked_bytes / 1e6
         reference = registry.push(built, f"library/{name}")
-        terminal.say(f"{reference}: {size:.1f} MB, pushed with skopeo")
+        terminal.say(f"{reference}: {built.files} files, {unpacked:.0f} MB ({packed:.0f} MB packed), by skopeo")
 
 
 def start(terminal: Terminal, daemon: Orlopd) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -74,6 +75,20 @@ class Image:
     directory: Path
     archive: Path
 
+    @property
+    def files(self) -> int:
+        """Members of all layers."""
+        return int(self._counts()["files"])
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Size of all layers, uncompressed."""
+        return int(self._counts()["unpacked_bytes"])
+
+    def _counts(self) -> Mapping[str, Any]:
+        counts: dict[str, Any] = json.loads((self.directory / "counts.json").read_text())
+        return counts
+
 
 def image(name: str) -> Image:
     """Get an image, building it first if need be.
@@ -106,6 +121,8 @@ def _build(target: Image, recipe: Callable[[Layout], Mapping[str, Any]]) -> None
         written.name(recipe(written), target.reference)
         written.finish()
         archive = written.archive(scratch.with_suffix(".tar"))
+        counts = {"files": written.files, "unpacked_bytes": written.unpacked_bytes}
+        (scratch / "counts.json").write_text(json.dumps(counts))  # beside the layout's files, which is allowed
         scratch.rename(target.directory)
         archive.rename(target.archive)  # last: it says that all is there
     finally:

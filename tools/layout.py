@@ -63,10 +63,15 @@ def host_platform() -> Platform:
 
 @dataclass(slots=True)
 class Layout:
-    """An OCI image layout in a directory, written blob by blob; `finish()` writes its index."""
+    """An OCI image layout in a directory, written blob by blob; `finish()` writes its index.
+
+    `files` and `unpacked_bytes` count the members and the size of all layers' tars.
+    """
 
     directory: Path
     manifests: list[dict[str, Any]] = field(default_factory=list)
+    files: int = 0
+    unpacked_bytes: int = 0
 
     def __post_init__(self) -> None:
         (self.directory / "blobs" / "sha256").mkdir(parents=True)
@@ -90,6 +95,8 @@ class Layout:
                 plain = _Hashing(compressor)
                 with tarfile.open(fileobj=cast("IO[bytes]", plain), mode="w|", format=tarfile.PAX_FORMAT) as tar:
                     fill(tar)
+                    self.files += len(tar.getnames())
+        self.unpacked_bytes += plain.size
         digest = stored.state.hexdigest()
         scratch.rename(self.directory / "blobs" / "sha256" / digest)
         descriptor = {"mediaType": LAYER[compression], "digest": f"sha256:{digest}", "size": stored.size}
