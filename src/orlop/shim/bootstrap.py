@@ -21,6 +21,7 @@ import sys
 import time
 
 from orlop.shim.paths import LOG_LIMIT, Place, state_directory
+from orlop.shim.startup import Startup, parse
 
 _START_LIMIT_S = 10.0
 _STDIN_LIMIT = 4 << 20
@@ -103,10 +104,12 @@ def _check_names(arguments: Arguments) -> None:
 
 def _start(arguments: Arguments) -> int:
     bundle = arguments.bundle or os.getcwd()
-    stdin = _read_stdin()
-    place = Place(_state(stdin), arguments.address, arguments.namespace)
+    startup = parse(_read_stdin(), arguments.namespace, arguments.id)
+    if startup.ttrpc_address:
+        os.environ["TTRPC_ADDRESS"] = startup.ttrpc_address
+    place = Place(state_directory(), arguments.address, arguments.namespace)
     place.make_directory()
-    _ensure(place, arguments, bundle, stdin)
+    _ensure(place, arguments, bundle, startup)
     with open(os.path.join(bundle, "address"), "w", encoding="utf-8") as file:
         file.write(place.url)
     sys.stdout.write(_answer(place))
@@ -114,11 +117,7 @@ def _start(arguments: Arguments) -> int:
     return 0
 
 
-def _state(_stdin: bytes) -> str:
-    return state_directory()
-
-
-def _ensure(place: Place, arguments: Arguments, bundle: str, stdin: bytes) -> None:
+def _ensure(place: Place, arguments: Arguments, bundle: str, startup: Startup) -> None:
     """Return when a supervisor listens. Whoever gets the lock starts it; the others wait for its socket."""
     deadline = time.monotonic() + _START_LIMIT_S
     while True:
@@ -130,7 +129,7 @@ def _ensure(place: Place, arguments: Arguments, bundle: str, stdin: bytes) -> No
                 if _answers(place.socket):
                     return
             else:
-                _launch(place, arguments, bundle, lock, stdin)
+                _launch(place, arguments, bundle, lock, startup)
                 return
         finally:
             os.close(lock)
@@ -150,7 +149,7 @@ def _answers(path: str) -> bool:
     return True
 
 
-def _launch(place: Place, arguments: Arguments, bundle: str, lock: int, stdin: bytes) -> None:
+def _launch(place: Place, arguments: Arguments, bundle: str, lock: int, startup: Startup) -> None:
     """Start the supervisor with its listening socket and the lock; connections wait in the backlog until it serves."""
     if os.path.lexists(place.socket):
         os.unlink(place.socket)  # left by one that was killed: we hold the lock
@@ -173,7 +172,9 @@ def _launch(place: Place, arguments: Arguments, bundle: str, lock: int, stdin: b
         setsigmask=(),
         setsigdef=[signum for signum in range(1, 65) if signum not in _NOT_TO_BE_SET],
     )
-    _adjust(pid, stdin)
+    _adjust(pid)
+    if startup.shim_cgroup:
+        _join_cgroup(pid, startup.shim_cgroup)
     for fd in (null, log):
         os.close(fd)
     listener.close()
@@ -184,7 +185,8 @@ _NOT_TO_BE_SET = (9, 19, 32, 33)
 
 
 def _interpreter_options() -> list[str]:
-    return ["-I"]
+    """Isolated; and without docstrings (1 MB in each supervisor), unless all would be compiled anew each time."""
+    return ["-I", "-OO"] if os.access(os.path.dirname(os.__file__), os.W_OK) else ["-I"]
 
 
 def _file_actions(null: int, log: int, listener: int, lock: int) -> list[tuple[int, ...]]:
@@ -204,7 +206,7 @@ def _open_log(path: str) -> int:
     return fd
 
 
-def _adjust(pid: int, _stdin: bytes) -> None:
+def _adjust(pid: int) -> None:
     """The kernel shall end the supervisor before the daemon that started us, if it must: one point above it."""
     try:
         with open(f"/proc/{os.getppid()}/oom_score_adj", encoding="ascii") as file:
@@ -213,6 +215,29 @@ def _adjust(pid: int, _stdin: bytes) -> None:
             file.write(str(score))
     except (OSError, ValueError):
         pass  # not allowed to: it keeps what it has inherited
+
+
+def _join_cgroup(pid: int, path: str) -> None:
+    """Move the supervisor into the cgroup that the client's options name, in every hierarchy that has it.
+
+    Raises:
+        ValueError, OSError: none has it, or it cannot be joined. The supervisor is ended then.
+    """
+    from orlop.shim.cgroup import hierarchies
+
+    unified, controllers = hierarchies()
+    tops = {one.mount_point for one in (unified, *controllers.values()) if one is not None}
+    directories = [top + os.path.normpath(f"/{path}") for top in sorted(tops)]
+    try:
+        there = [directory for directory in directories if os.path.isdir(directory)]
+        if not there:
+            raise ValueError(f"shim cgroup {path}: there is none")
+        for directory in there:
+            with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as file:
+                file.write(str(pid))
+    except (OSError, ValueError):
+        os.kill(pid, 9)
+        raise
 
 
 def _read_stdin() -> bytes:
@@ -251,7 +276,7 @@ def _serve(arguments: Arguments) -> int:
     import logging
     import socket
 
-    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # asyncio takes this for "no TLS": 4 MB less
+    _lighten()
     from orlop.linux.signals import reset_internal
     from orlop.shim.supervisor import serve
 
@@ -273,6 +298,21 @@ def _serve(arguments: Arguments) -> int:
             tasks_directory=os.path.dirname(arguments.bundle),
         )
     return 0
+
+
+def _lighten() -> None:
+    """Leave out what would be imported and never be used: 5 MB of each supervisor."""
+    import types
+
+    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]  # asyncio takes this for "no TLS here"
+    try:
+        import google._upb._message  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
+    except ImportError:
+        return
+    if os.environ.get("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "upb") == "upb":
+        # Protobuf in Python, which it imports even where it is done in C.
+        name = "google.protobuf.internal.python_message"
+        sys.modules.setdefault(name, types.ModuleType(name))
 
 
 def _events_path(arguments: Arguments) -> str:

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,7 +115,7 @@ class Chooser:
         finally:
             with contextlib.suppress(OrlopError):
                 await runtime.delete(name, bundle=bundle, force=True)
-            shutil.rmtree(bundle, ignore_errors=True)
+            _remove_tree(bundle)
         return ""
 
     @property
@@ -144,6 +143,14 @@ class Chooser:
 def _stamp(command: str) -> str:
     found = os.stat(command)
     return f"{found.st_mtime_ns}.{found.st_size}"
+
+
+def _remove_tree(top: str) -> None:
+    for directory, _directories, files in os.walk(top, topdown=False):
+        for name in files:
+            os.unlink(f"{directory}/{name}")
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 def _make_bundle(bundle: str, name: str, program: bytes) -> None:

@@ -8,11 +8,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from google.protobuf.message import Message
 
 from orlop.api.services.ttrpc.events.v1 import events_pb2
+from orlop.ttrpc.aio import Client
 from orlop.ttrpc.errors import DEADLINE_EXCEEDED, UNAVAILABLE, TtrpcError
 
 _log = logging.getLogger(__name__)
@@ -127,11 +128,9 @@ class TtrpcForwarder:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._client: Any = None  # orlop.ttrpc.aio.Client
+        self._client: Client | None = None
 
     async def forward(self, request: bytes) -> None:
-        from orlop.ttrpc.aio import Client
-
         if self._client is None:
             self._client = await Client.connect(self._path)
         try:

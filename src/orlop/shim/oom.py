@@ -47,6 +47,15 @@ class OomWatcher:
                 with contextlib.suppress(OSError):  # the kernel drops it with the file
                     inotify.rm_watch(self._inotify, watch)
 
+    def close(self) -> None:
+        """Watch nothing any more."""
+        for container in {*self._eventfds, *(name for name, _path in self._watches.values())}:
+            self.unwatch(container)
+        if self._inotify >= 0:
+            asyncio.get_running_loop().remove_reader(self._inotify)
+            os.close(self._inotify)
+            self._inotify = -1
+
     def check(self, container: str) -> None:
         """Look now: the cgroup may go before the loop comes round to what the kernel has said."""
         fd = self._eventfds.get(container, -1)

@@ -6,6 +6,7 @@ other.
 """
 
 import asyncio
+import concurrent.futures.thread
 import contextlib
 import gc
 import logging
@@ -75,6 +76,8 @@ class Supervisor:
     async def run(self, listener: socket.socket) -> None:
         """Serve until there is nothing more to supervise."""
         loop = asyncio.get_running_loop()
+        # Mounting and unmounting what takes long; a thread is only made when there is work.
+        loop.set_default_executor(concurrent.futures.thread.ThreadPoolExecutor(4, "mount"))
         self._reaper.start(loop)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, self._signalled, signum)

@@ -7,7 +7,6 @@ thread; mounts made here propagate as the file system they are made in does.
 import contextlib
 import errno
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -102,6 +101,8 @@ def temp_mount(mounts: Sequence[Mount], directory: str | None = None) -> Iterato
     What was left in use inside is detached and goes with its last user. The directory is removed by rmdir(2) only, so
     that nothing behind a mount that stayed can be deleted.
     """
+    import tempfile  # late: it brings random, shutil and the compressors, which the supervisor does without
+
     with contextlib.ExitStack() as undo:
         path = tempfile.mkdtemp(prefix="orlop-mount-", dir=directory)
         undo.callback(os.rmdir, path)
