@@ -52,13 +52,15 @@ def remove(app: App, names: tuple[str, ...], cgroup: bool) -> None:
     """Remove namespaces. A namespace must be empty."""
     errors = []
     for name in names:
+        quoted = f'"{name}"'
         try:
             app.client.namespaces.delete(name)
         except NotFoundError as error:
             app.warn(f"unable to find namespace {name}: {error}")
             continue
         except OrlopError as error:
-            errors.append(f"unable to delete {name}: {grpc_text(error)}")
+            # The line that scripts have matched since 2017: the status as gRPC prints it, the name without quotes.
+            errors.append(f"unable to delete {name}: {grpc_text(error).replace(quoted, name, 1)}")
             continue
         if cgroup:
             _remove_cgroups(app, name)

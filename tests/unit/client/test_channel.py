@@ -1,0 +1,50 @@
+"""Running the asyncio code of the client without an event loop."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from orlop.base.errdefs import NotFoundError
+from orlop.client.channel import DrivenIterator, drive
+from orlop.client.session import first_error
+
+
+async def _double(value: int) -> int:
+    return value * 2
+
+
+async def _count(closed: list[bool]) -> AsyncIterator[int]:
+    try:
+        for number in range(3):
+            yield await _double(number)
+    finally:
+        closed.append(True)
+
+
+def test_a_coroutine_that_does_not_wait() -> None:
+    assert drive(_double(2)) == 4
+
+
+def test_one_that_waits_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="waited for an event loop"):
+        drive(asyncio.sleep(0))
+
+
+def test_streams() -> None:
+    closed: list[bool] = []
+    assert list(DrivenIterator(_count(closed))) == [0, 2, 4]
+    assert closed == [True]
+
+
+def test_leaving_a_stream_closes_it() -> None:
+    closed: list[bool] = []
+    with DrivenIterator(_count(closed)) as numbers:
+        assert next(numbers) == 0
+    assert closed == [True]
+
+
+def test_the_error_that_callers_see() -> None:
+    ours = NotFoundError("x")
+    group = BaseExceptionGroup("", [ValueError(), BaseExceptionGroup("", [ours])])
+    assert first_error(group) is ours
