@@ -113,7 +113,8 @@ WRITE = """
         ("ingest.Ingest.sync = die", 4),
         ("os.rename = die", 4),
         ("writer.sync_directory = die", 0),
-        ("LocalStore.end_commit = die", None),
+        ("LocalStore.end_commit = die", 0),
+        ("writer.LocalWriter._finish = die", None),
         ("ingest.Ingest.remove = die", None),
     ],
 )
@@ -379,3 +380,23 @@ def test_errors_are_of_our_tree(tmp_path):
         for call in (lambda: store.open("a", Digest.of(b"x")), lambda: store.writer_sync("a", "x" * 40000)):
             with pytest.raises(OrlopError):
                 call()
+
+
+def test_a_record_deleted_as_soon_as_it_is_made_takes_its_blob_along(tmp_path):
+    """Between a commit's transaction and its caller's waking up, somebody deletes the record."""
+    with opened(tmp_path) as store:
+        made = store.writer_sync("a", "r")
+        made.write_sync(b"data")
+        real = store.db.write_sync
+
+        def write_sync(fn):
+            result = real(fn)
+            store.db.write_sync = real
+            real(lambda tx: store.remove_record(tx, "a", Digest.of(b"data")))
+            return result
+
+        store.db.write_sync = write_sync
+        made.commit_sync()
+        settle(store)
+        assert files(tmp_path) == []
+        consistent(store)

@@ -8,7 +8,8 @@ What guards what:
     the writer of meta.db       all rows; the rename of a blob into the trash
     `_refs`                     one writer per (namespace, ref)
     `_commits`                  digests whose blob was placed and has no row yet: whoever removes a blob's last record
-                                looks here, under `_commits_lock`, and leaves the file to the commit
+                                looks here, under `_commits_lock`, and leaves the file to the commit; the transaction
+                                that makes the row takes its digest out
 
 Bytes come first, synced; then the row. A blob without a row is left by a crash only, and swept after the next start.
 """
@@ -117,21 +118,34 @@ class LocalStore:
 
     def open(self, namespace: str, digest: str) -> LocalReader:
         """`reader` for threads."""
+        while (reader := self._try_open(namespace, digest)) is None:
+            self.db.write_sync(lambda tx: self._require_bytes(tx, namespace, digest))
+        return reader
+
+    def _try_open(self, namespace: str, digest: str) -> LocalReader | None:
+        """Open a blob; None if there is a record and no file, which a deletion that is not durable yet looks like."""
         path = self.blob_path(digest)
         info = rows.get(self.db, namespace, digest)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            if self.find(namespace, digest) is None:  # deleted between the two looks
-                raise rows.absent(digest) from None
-            raise DataLossError(f"content {digest}: there is a record of it, but its bytes have gone") from error
+        except FileNotFoundError:
+            return None
         return LocalReader(self, fd, info.size)
+
+    def _require_bytes(self, tx: Transaction, namespace: str, digest: str) -> None:
+        """Where nothing is deleted meanwhile: raise NotFoundError without a record, DataLossError without bytes."""
+        if not rows.has(tx, namespace, digest):
+            raise rows.absent(digest)
+        if not self.blob_path(digest).exists():
+            raise DataLossError(f"content {digest}: there is a record of it, but its bytes have gone")
 
     async def info(self, namespace: str, digest: str) -> Info:
         return rows.get(self.db, namespace, Digest.parse(digest))
 
     async def reader(self, namespace: str, digest: str) -> LocalReader:
-        return self.open(namespace, digest)
+        while (reader := self._try_open(namespace, digest)) is None:
+            await self.db.write(lambda tx: self._require_bytes(tx, namespace, digest))
+        return reader
 
     async def update(self, namespace: str, digest: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
         parsed = Digest.parse(digest)

@@ -103,8 +103,6 @@ class LocalWriter:
             except BaseException:
                 await store.run(lambda: self._take_back(digest))
                 raise
-            finally:
-                store.end_commit(digest)
         except BaseException:
             await store.run(self._keep)
             raise
@@ -145,8 +143,6 @@ class LocalWriter:
             except BaseException:
                 self._take_back(digest)
                 raise
-            finally:
-                self._store.end_commit(digest)
         except BaseException:
             self._keep()
             raise
@@ -207,9 +203,14 @@ class LocalWriter:
         """After a transaction that failed: the bytes are the ingest's again, unless another record needs them."""
         if self.shared is None:
             self._store.take_back(digest, self._ingest.data)
+        self._store.end_commit(digest)
 
     def _record(self, tx: Transaction, digest: Digest, length: int, labels: Mapping[str, str]) -> Info | None:
-        """The transaction: the ingest becomes a record. None if the namespace has one already."""
+        """The transaction: the ingest becomes a record. None if the namespace has one already.
+
+        With it the commit ends, not when its caller hears of it: who deletes the record right afterwards must take the
+        file as well.
+        """
         if self.aborted:
             raise self._aborted()
         namespace, ref = self._row.namespace, self._row.ref
@@ -219,12 +220,18 @@ class LocalWriter:
         if self.shared is None:
             self._store.drop_claim(tx, self._row.expected)
         if rows.has(tx, namespace, digest):
+            self._end(tx, digest)
             return None
         if self.shared is not None and rows.blob_size(tx, digest) is None:
             raise NotFoundError(f"content {digest} for ingest {quote(ref)}")
         info = rows.insert(tx, namespace, digest, length, labels, owner_uid=self._owner_uid)
         tx.publish(namespace, "/content/create", events.ContentCreate(digest=digest, size=length))
+        self._end(tx, digest)
         return info
+
+    def _end(self, tx: Transaction, digest: Digest) -> None:
+        self._store.end_commit(digest)
+        tx.on_rollback(lambda: self._store.begin_commit(digest))
 
     def _answer(self, info: Info | None, digest: Digest) -> Info:
         if info is None:
