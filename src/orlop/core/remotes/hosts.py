@@ -278,7 +278,7 @@ def _parse_host(namespace: str, url: str, table: Mapping[str, Any], directory: s
 def _parse_server(url: str, *, override: bool) -> tuple[str, str, str]:
     if not url:
         return "", "", "/v2"
-    parts = urlsplit(url if url.startswith("http") else f"https://{url}")
+    parts = urlsplit(url if "://" in url else f"https://{url}")
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ValueError(f'"{url}" is no address of a server')
     return parts.scheme, _without_user(parts), _parse_path(parts.path, override=override)
