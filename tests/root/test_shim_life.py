@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -310,8 +311,6 @@ def test_socket_is_private(shim: Shim):
 
 def test_many_at_once(shim: Shim):
     """Creates and exits of many containers, interleaved; each gets its own exit."""
-    import threading
-
     shim.bundle("w", ["/bin/true"])
     shim.start("w")
     assert shim.client  # one for all threads
@@ -341,3 +340,56 @@ def assert_nothing_left(shim: Shim, container: str) -> None:
     assert not (shim.bundles / container / "orlop/init.json").exists()
     with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
         assert str(shim.bundles) not in mounts.read()
+
+
+def wrapped(tmp_path: Path, script: str) -> dict[str, object]:
+    """Options that name a runtime which does something before it is runc."""
+    program = tmp_path / "wrapper"
+    program.write_text(f'#!/bin/sh\n{script}\nexec runc "$@"\n')
+    program.chmod(0o755)
+    return {"options": any_of(oci_pb2.Options(binary_name=str(program)))}
+
+
+def test_client_that_goes_away_while_creating(shim: Shim, tmp_path: Path):
+    """The daemon is killed: what it has not been told of is undone."""
+    script = f'case "$*" in *" create "*) touch {tmp_path}/began; sleep 60;; esac'
+    shim.bundle("c", ["/bin/true"])
+    shim.start("c")
+    wanted = pb.CreateTaskRequest(id="c", bundle=str(shim.bundles / "c"), **wrapped(tmp_path, script))
+    wanted.rootfs.add(type="bind", source=str(shim.rootfs), options=["rbind"])
+    creating = threading.Thread(target=lambda: failure(lambda: shim.call("Create", wanted, None)))
+    creating.start()
+    until((tmp_path / "began").exists, "the runtime was not called")
+    shim.client.close()
+    creating.join()
+    shim.disconnect()
+    until(lambda: not (shim.bundles / "c/orlop/init.json").exists(), "creation was not undone")
+    until(lambda: not os.path.ismount(shim.bundles / "c/rootfs"), "the mount was left")
+    shim.run("c", ["/bin/true"])
+    assert shim.wait("c") == 0
+
+
+def test_runtime_that_fails_without_words(shim: Shim, tmp_path: Path):
+    wanted = wrapped(tmp_path, 'case "$*" in *" create "*) exit 3;; esac')
+    code, message = failure(lambda: shim.create("c", ["/bin/true"], request=wanted))
+    assert (code, "ended with status 3 and said nothing" in message) == (2, True)
+    assert_nothing_left(shim, "c")
+
+
+def test_runtime_that_writes_no_pid(shim: Shim, tmp_path: Path):
+    wanted = wrapped(tmp_path, 'case "$*" in *" create "*) exit 0;; esac')
+    code, message = failure(lambda: shim.create("c", ["/bin/true"], request=wanted))
+    assert (code, "init.pid" in message) == (2, True)
+    assert_nothing_left(shim, "c")
+
+
+def test_removal_that_fails_is_tried_again(shim: Shim, tmp_path: Path):
+    """The runtime cannot remove a container at once: its answer is logged, and the next Create of that id goes well."""
+    wanted = wrapped(tmp_path, f'case "$*" in *" delete "*) [ -e {tmp_path}/ok ] || exit 1;; esac')
+    shim.run("c", ["/bin/true"], request=wanted)
+    shim.wait("c")
+    shim.delete("c")
+    until(lambda: "removal of c" in shim.log(), "the failure was not logged")
+    (tmp_path / "ok").touch()
+    shim.run("c", ["/bin/true"], request=wanted)
+    assert shim.wait("c") == 0

@@ -98,6 +98,9 @@ class Publisher:
                     pause = min(pause * 2, _RETRY_MOST_S)
                     continue
                 _log.warning("event refused by the daemon: %s", error)
+            except Exception:
+                # A defect here must not keep all later events from being told.
+                _log.exception("event cannot be sent")
             self._sent(request)
 
     async def flush(self, limit_s: float) -> None:

@@ -117,6 +117,8 @@ class Pump:
 class SplicePump(Pump):
     """Pipe to pipe or pipe to file by splice(2). A full disk loses what does not fit; the writer is not disturbed."""
 
+    _lost = 0
+
     def _move(self) -> int:
         try:
             return self._splice()
@@ -124,8 +126,15 @@ class SplicePump(Pump):
             if self._sink_polls or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             lost = len(os.read(self._source, _CHUNK))
-            _log.error("output lost, %d bytes: %s", lost, error)
+            if not self._lost:
+                _log.error("output is being lost: %s", error)  # once, since the log may lie on the same disk
+            self._lost += lost
             return lost
+
+    def _end(self, error: OSError | None) -> None:
+        if self._lost:
+            _log.error("output lost, %d bytes in all", self._lost)
+        super()._end(error)
 
     def _splice(self) -> int:
         if not self._sink_polls:

@@ -5,10 +5,34 @@ ignored in the child, the OCI runtime hands that on to the container, and `setsi
 vfork and exec itself, and resets what Python ignores.
 """
 
+import contextlib
+import os
+import resource
 import subprocess
 from collections.abc import Mapping, Sequence
 
 DEVNULL = subprocess.DEVNULL
+
+# Soft limit of open files as this process was given it, once it has been raised; children get it back.
+_inherited_limit: list[tuple[int, int]] = []
+
+
+def raise_file_limit() -> None:
+    """Allow this process as many open files as it may have; its children start with what it was given."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard and not _inherited_limit:
+        _inherited_limit.append((soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def open_files() -> int:
+    """How many descriptors this process has."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def file_limit() -> int:
+    """How many it may have at present."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def spawn(
@@ -43,6 +67,9 @@ def spawn(
         cwd=cwd,
         executable=executable,
     )
+    if _inherited_limit:
+        with contextlib.suppress(OSError):  # it may have ended already
+            resource.prlimit(child.pid, resource.RLIMIT_NOFILE, _inherited_limit[0])
     # The reaper is the only one who waits; Popen must neither poll nor warn when it is collected.
     child.returncode = 0
     return child.pid

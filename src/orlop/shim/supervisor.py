@@ -22,7 +22,7 @@ from orlop.api.runtime.task.v3 import shim_pb2 as v3_pb2
 from orlop.base import errdefs, rpc
 from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError
 from orlop.linux import prctl
-from orlop.shim import adoption, events, records
+from orlop.shim import adoption, events, records, spawn
 from orlop.shim.choice import Chooser
 from orlop.shim.events import Publisher, TtrpcForwarder
 from orlop.shim.oom import OomWatcher
@@ -113,10 +113,11 @@ class Supervisor:
         if container in self._tasks or container in self._creating:
             raise AlreadyExistsError(f'task "{container}"')
         self._creating.add(container)
+        # Only when it gets tight: where it is not raised, nothing has to be given back to containers.
+        if len(self._tasks) % 16 == 15 and spawn.open_files() > spawn.file_limit() // 2:
+            spawn.raise_file_limit()
         try:
-            removal = self._removals.get(container)
-            if removal is not None:
-                await asyncio.shield(removal)
+            await self._removed(container)
             task = await self._create(request)
             self._tasks[container] = task
             return task
@@ -176,6 +177,15 @@ class Supervisor:
             return
         with contextlib.suppress(OSError):
             os.unlink(f"{self._place.gone}/{record.container}")
+
+    async def _removed(self, container: str) -> None:
+        """Wait until nothing is left of an earlier container of that id; what could not be removed is tried again."""
+        removal = self._removals.get(container)
+        if removal is not None:
+            await asyncio.shield(removal)
+        record = records.read(f"{self._place.gone}/{container}")
+        if record is not None and record.boot == self._shop.boot:
+            await self._remove_from_runtime(record, adoption.runtime_of(self._reaper, record))
 
     def _finish_removals(self) -> None:
         """Remove what a killed supervisor had promised to."""

@@ -388,7 +388,7 @@ class Task:
     async def delete_exec(self, process: Process) -> Exit:
         """Forget an exec that has ended or was never started."""
         if process.status not in (CREATED, STOPPED) or process.starting:
-            raise FailedPreconditionError("cannot delete a running process")
+            raise UnknownError("cannot delete a running process")
         if process.io is not None:
             await process.io.drained()
         self._forget_exec(process)
@@ -485,7 +485,8 @@ class Task:
     def _require_init(self, states: set[str], verb: str, words: dict[str, str]) -> None:
         status = self.init.status
         if status not in states:
-            raise FailedPreconditionError(f"cannot {verb} {words.get(status, f'a {status} process')}")
+            # containerd's class for a wrong state, which its clients expect beside its words
+            raise UnknownError(f"cannot {verb} {words.get(status, f'a {status} process')}")
 
 
 # Tasks of the event loop that nobody awaits are kept from the garbage collector here.
