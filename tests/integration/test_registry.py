@@ -148,7 +148,7 @@ def test_what_is_not_there_is_said_so(registry):
                 await remote.resolve(f"{registry.host}/client/none@{absent.digest}")
             with pytest.raises(InvalidArgumentError, match="object required"):
                 await remote.resolve(f"{registry.host}/client/none")
-            with pytest.raises(NotFoundError, match="push .*404 Not Found: 404 page not found"):
+            with pytest.raises(NotFoundError, match=r"push .*404 Not Found: 404 page not found"):
                 await remote.pusher(f"{registry.host}/client/NONE:1").push(absent, blob(b"absent"))
 
     run(scenario)

@@ -296,7 +296,17 @@ def test_redirects_end():
     run(scenario)
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://example.com/", "http://user:pw@127.0.0.1:1/"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "file:///etc/passwd",
+        "ftp://example.com/",
+        "http://user:pw@127.0.0.1:1/",
+        "http://[",
+        "http://x:99999/",
+        "http://",
+    ],
+)
 def test_a_redirect_to_no_web_address_is_refused(target):
     async def scenario(registry):
         layer = registry.add_blob("team/app", LAYER)
@@ -383,9 +393,10 @@ def test_a_short_lived_token_is_fetched_anew():
         (TokenRules(answer=b"{}"), "has no token in it"),
         (TokenRules(answer=b" " * (2 << 20)), "bytes of token"),
         (TokenRules(realm="ftp://127.0.0.1/token"), "is no address"),
+        (TokenRules(realm="http://[::"), "is no address"),
         (TokenRules(realm="http://127.0.0.1:1/token"), "token for resolve"),
     ],
-    ids=["refused", "html", "empty", "huge", "realm", "down"],
+    ids=["refused", "html", "empty", "huge", "realm", "no url", "down"],
 )
 def test_a_token_server_that_fails_is_named(rules, text):
     async def scenario(registry):
@@ -492,6 +503,31 @@ def test_push_notices_that_something_else_was_stored():
         async with resolver() as remote:
             with pytest.raises(FailedPreconditionError, match="stored as"):
                 await remote.pusher(ref(registry)).push(layer, pieces(LAYER))
+
+    run(scenario)
+
+
+def test_push_refuses_a_place_that_is_none():
+    async def scenario(registry):
+        layer = Descriptor(media_type=media_types.OCI_LAYER, digest=Digest.of(OTHER), size=len(OTHER))
+        async with resolver() as remote:
+            for place in ("http://[", "ftp://x/", "http://u:secret@x/"):
+                registry.misbehave(Fault(method="POST", set_headers={"Location": place}))
+                with pytest.raises(FailedPreconditionError, match="no place to upload to") as caught:
+                    await remote.pusher(ref(registry)).push(layer, pieces(OTHER))
+                assert "secret" not in str(caught.value)
+
+    run(scenario)
+
+
+def test_what_a_hostile_manifest_says_does_not_reach_the_headers():
+    async def scenario(registry):
+        layer = registry.add_blob("team/app", OTHER)
+        evil = Descriptor(media_type="x\r\nEvil: 1", digest=layer.digest, size=layer.size)
+        async with resolver() as remote:
+            with pytest.raises(InvalidArgumentError):
+                await collect(remote.fetcher(ref(registry)), evil)
+        assert registry.seen == []
 
     run(scenario)
 

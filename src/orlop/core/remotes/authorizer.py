@@ -23,7 +23,7 @@ from orlop.base.errdefs import FailedPreconditionError, OrlopError, Unauthentica
 from orlop.core.remotes.answers import MAX_ERROR_BODY, Errand, cleaned, shown_url, status_error
 from orlop.core.remotes.challenges import Challenge, merge_scopes, parse_challenges
 from orlop.core.remotes.credentials import Anonymous, Credentials, Store
-from orlop.core.remotes.hosts import Host
+from orlop.core.remotes.hosts import Host, web_address
 from orlop.core.remotes.session import Answer, Request, Session, origin
 
 CLIENT_ID: Final = "containerd-client"
@@ -248,8 +248,7 @@ def _understood(challenge: Challenge, credentials: Credentials | None, host: Hos
             )
         return _Answering(scheme="basic", credentials=credentials)
     realm = challenge.parameters.get("realm", "")
-    parts = urlsplit(realm)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+    if web_address(realm) is None:
         raise UnauthenticatedError(
             f"{errand.at(host.address)}: token realm {cleaned(shown_url(realm))!r} is no address"
         )

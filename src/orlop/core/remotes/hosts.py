@@ -124,12 +124,12 @@ def hosts_for(namespace: str, options: HostOptions) -> list[Host]:
     """The servers to ask for `namespace`, in order.
 
     Raises:
-        InvalidArgumentError: a configuration file is wrong; the text names file and field.
+        InvalidArgumentError: a configuration file is wrong; the text names file and field. Or the name is no address.
     """
     directory = _find_directory(namespace, options.hosts_dirs)
     if directory is None:
-        return [_with_defaults(namespace, options, Host(namespace=namespace, scheme="", address=""))]
-    return [_with_defaults(namespace, options, host) for host in _load_directory(namespace, directory)]
+        return [_checked(_with_defaults(namespace, options, Host(namespace=namespace, scheme="", address="")))]
+    return [_checked(_with_defaults(namespace, options, host)) for host in _load_directory(namespace, directory)]
 
 
 def server_address(namespace: str) -> str:
@@ -162,6 +162,24 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != rest:
         raise ValueError(f'invalid duration "{text}"')
     return sign * sum(float(number) * _SECONDS_OF[unit] for number, unit in parts)
+
+
+def web_address(url: str) -> SplitResult | None:
+    """The parts of an http or https URL that names a host, or None if `url` is none, or has a user in it."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for one that is no number or too large
+    except ValueError:
+        return None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        return None
+    return parts
+
+
+def _checked(host: Host) -> Host:
+    if web_address(f"{host.scheme}://{host.address}") is None:
+        raise InvalidArgumentError(f'registry "{host.address}": not the address of a server')
+    return host
 
 
 def _with_defaults(namespace: str, options: HostOptions, host: Host) -> Host:

@@ -6,7 +6,7 @@ Source: distribution-spec, "Push"; containerd's core/remotes/docker/pusher.go an
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from orlop.base.errdefs import (
     FailedPreconditionError,
@@ -20,9 +20,9 @@ from orlop.base.labels import DISTRIBUTION_SOURCE
 from orlop.base.references import Spec
 from orlop.core.remotes import PushResult, PushStatus, Source
 from orlop.core.remotes.answers import Errand, cleaned, shown_url
-from orlop.core.remotes.hosts import split_port
+from orlop.core.remotes.hosts import split_port, web_address
 from orlop.core.remotes.repository import Ask, Repository, describe_status
-from orlop.core.remotes.session import Answer
+from orlop.core.remotes.session import Answer, join
 from orlop.oci import media_types
 from orlop.oci.digest import Verifier
 from orlop.oci.image import Descriptor
@@ -139,9 +139,8 @@ class RegistryPusher:
 
     def _located(self, answer: Answer, location: str, errand: Errand) -> str:
         """The address to upload to. Another origin than the registry gets no authorization."""
-        url = urljoin(answer.url, location)
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        url = join(answer.url, location)
+        if web_address(url) is None:
             raise FailedPreconditionError(
                 f"{errand.at(self._repository.host.address)}: {cleaned(shown_url(url))} is no place to upload to"
             )

@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 from orlop.base.errdefs import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from orlop.core.remotes.answers import shown_url
-from orlop.core.remotes.hosts import Host, Tls
+from orlop.core.remotes.hosts import Host, Tls, web_address
 from orlop.version import __version__
 
 if TYPE_CHECKING:
@@ -180,9 +180,9 @@ class Session:
             raise InvalidArgumentError(f"{shown_url(url)}: {error}") from error
 
     def _redirected(self, request: Request, url: str, location: str) -> str:
-        target = urljoin(url, location)
-        parts = urlsplit(target)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        target = join(url, location)
+        parts = web_address(target)
+        if parts is None:
             raise FailedPreconditionError(f"{shown_url(url)}: redirect to {shown_url(target)}, which is no web address")
         if request.trusting and url.startswith("https:") and parts.scheme == "http":
             raise FailedPreconditionError(f"{shown_url(url)}: redirect to {shown_url(target)} would give up TLS")
@@ -190,8 +190,6 @@ class Session:
             raise FailedPreconditionError(
                 f"{shown_url(url)}: redirect to {shown_url(target)} is not followed with secrets"
             )
-        if "@" in parts.netloc:
-            raise FailedPreconditionError(f"{shown_url(url)}: redirect to {shown_url(target)} with a user in it")
         return target
 
     def _opened(self) -> "aiohttp.ClientSession":
@@ -249,6 +247,14 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
         except (OSError, ssl.SSLError) as error:
             raise InvalidArgumentError(f"unable to load client cert {certificate}: {describe(error)}") from error
     return context
+
+
+def join(base: str, location: str) -> str:
+    """Where a `Location` that came with an answer from `base` points; unchanged if it is no URL at all."""
+    try:
+        return urljoin(base, location)
+    except ValueError:
+        return location
 
 
 def origin(url: str) -> tuple[str, str, int]:

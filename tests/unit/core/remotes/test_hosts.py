@@ -23,6 +23,7 @@ from orlop.core.remotes.hosts import (
     parse_duration,
     parse_hosts,
     require,
+    web_address,
 )
 from orlop.core.remotes.pusher import append_source, mount_candidate
 
@@ -127,6 +128,19 @@ def test_directories_are_found_by_host_and_port(tmp_path):
         assert hosts_for("reg:5000", options)[-1].address == f"{expected.get('reg:5000', server)}.example"
     assert hosts_for("other", options)[-1].address == "d.example"
     assert hosts_for("..", options)[-1].address == "d.example"
+
+
+@pytest.mark.parametrize("namespace", ["reg:99999", "[1.2]x", "a@b", ""])
+def test_what_is_no_address_is_refused(namespace):
+    with pytest.raises(InvalidArgumentError, match="not the address of a server"):
+        hosts_for(namespace, HostOptions())
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_web_address_or_not(text):
+    for url in (text, f"http://{text}", f"https://[{text}]:{text}/"):
+        parts = web_address(url)
+        assert parts is None or parts.hostname
 
 
 def test_a_default_without_server_asks_the_registry_last(tmp_path):
