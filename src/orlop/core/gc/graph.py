@@ -22,7 +22,7 @@ class Graph:
         edges: what a node refers to.
         collectible: every node that may be removed.
         snapshots: the number of each snapshot's node.
-        parents: the snapshot below each one that has one.
+        below: the snapshot below each one that has one; the target of each image.
         next_expiry: when the next thing that is held by its date alone expires (nanoseconds), or None.
     """
 
@@ -31,20 +31,23 @@ class Graph:
         self.edges: defaultdict[Node, list[Node]] = defaultdict(list)
         self.collectible: list[Node] = []
         self.snapshots: dict[Node, int] = {}
-        self.parents: dict[Node, Node] = {}
+        self.below: dict[Node, Node] = {}
         self.next_expiry: int | None = None
         self._now = 0
 
     def height(self, snapshot: Node) -> int:
         """How many snapshots lie below; a parent may be younger than its child, by its number (rebase at commit)."""
         height = 0
-        while (below := self.parents.get(snapshot)) is not None:
+        while (below := self.below.get(snapshot)) is not None:
             height, snapshot = height + 1, below
         return height
 
     def references(self, node: Node) -> list[Node]:
-        """What a node refers to."""
-        return self.edges.get(node, [])
+        """What a node refers to; where it is flat, only what it cannot be without."""
+        if not node.flat:
+            return self.edges.get(node, [])
+        below = self.below.get(node._replace(flat=False))
+        return [] if below is None else [below._replace(flat=True)]
 
     @classmethod
     def load(cls, tx: Transaction, *, is_open: Callable[[str, str], bool] = lambda _namespace, _ref: False) -> "Graph":
@@ -86,8 +89,9 @@ class Graph:
             expired = self._expired(labels)
             if not expired:
                 self.roots.append(node)
-            self.edges[node].append(Node(Kind.CONTENT, namespace, digest))
-            self.edges[node._replace(flat=True)].append(Node(Kind.CONTENT, namespace, digest, flat=True))
+            target = Node(Kind.CONTENT, namespace, digest)
+            self.below[node] = target
+            self.edges[node].append(target)
             self._labelled(node, labels)
 
     def _content(self, tx: Transaction) -> None:
@@ -117,9 +121,8 @@ class Graph:
             self.snapshots[node] = number
             if parent is not None:
                 below = Node(Kind.SNAPSHOT, namespace, f"{snapshotter}/{parent}")
-                self.parents[node] = below
+                self.below[node] = below
                 self.edges[node].append(below)
-                self.edges[node._replace(flat=True)].append(below._replace(flat=True))
             self._rooted(node, _gc_labels(text))
 
     def _containers(self, tx: Transaction) -> None:
@@ -138,11 +141,14 @@ class Graph:
             self.roots += [found.node for found in references(namespace, _gc_labels(text)) if not found.back]
 
     def _rooted(self, node: Node, labels: Mapping[str, str]) -> None:
-        if is_root(labels):
-            self.roots.append(node)
-        self._labelled(node, labels)
+        if labels:
+            if is_root(labels):
+                self.roots.append(node)
+            self._labelled(node, labels)
 
     def _labelled(self, node: Node, labels: Mapping[str, str]) -> None:
+        if not labels:
+            return
         for found in references(node.namespace, labels):
             if found.back:
                 self.edges[found.node].append(node)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from orlop.base.labels import (
@@ -42,17 +43,22 @@ def references(namespace: str, labels: Mapping[str, str]) -> Iterator[Reference]
     """The objects that an object's labels name, all in its own namespace."""
     for key, value in labels.items():
         if key.startswith(PREFIX):
-            yield from _reference(namespace, key, value)
+            meaning = _meaning(key)
+            if meaning is not None:
+                kind, prefix, back = meaning
+                yield Reference(Node(kind, namespace, prefix + value), back)
 
 
-def _reference(namespace: str, key: str, value: str) -> Iterator[Reference]:
+@lru_cache(maxsize=4096)
+def _meaning(key: str) -> tuple[Kind, str, bool] | None:
+    """What a label's key says: the kind of what is named, what stands before its name, and whether it is named back."""
     for name, kind, back in _PLAIN:
         if key.startswith(name) and (len(key) == len(name) or key[len(name)] in "./"):
-            yield Reference(Node(kind, namespace, value), back)
+            return kind, "", back
     for name, back in _SNAPSHOTS:
         if key.startswith(name):
-            snapshotter = key[len(name) :].partition("/")[0]
-            yield Reference(Node(Kind.SNAPSHOT, namespace, f"{snapshotter}/{value}"), back)
+            return Kind.SNAPSHOT, key[len(name) :].partition("/")[0] + "/", back
+    return None
 
 
 def is_root(labels: Mapping[str, str]) -> bool:

@@ -8,6 +8,9 @@ from typing import NamedTuple
 class Kind(IntEnum):
     """What a node stands for."""
 
+    # Nodes are hashed a million times; that of an enum is written in Python, that of a number is not.
+    __hash__ = int.__hash__
+
     CONTENT = 1
     SNAPSHOT = 2
     CONTAINER = 3
