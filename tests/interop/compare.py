@@ -51,9 +51,14 @@ class Answer:
         return f"exit status {self.status}\n--- stdout\n{self.output}--- stderr\n{self.errors}"
 
 
-def normalise(text: str, daemon: Engine) -> str:
+def normalise(text: str, daemon: Engine, namespace: str) -> str:
     """Replace what has no meaning outside one run."""
-    for path, word in ((daemon.address, "ADDRESS"), (daemon.root, "ROOT"), (daemon.state, "STATE")):
+    for path, word in (
+        (namespace, "NAMESPACE"),
+        (daemon.address, "ADDRESS"),
+        (daemon.root, "ROOT"),
+        (daemon.state, "STATE"),
+    ):
         text = text.replace(str(path), word)
     for pattern, word in PATTERNS:
         text = re.sub(pattern, word, text)
@@ -75,7 +80,9 @@ def run(ctr: Ctr, daemon: Engine, words: str, places: Mapping[str, str]) -> Answ
         done = ctr.run(*arguments, stdin=stdin, timeout_s=60)
     except subprocess.TimeoutExpired as error:
         return Answer(-1, str(error.output), "TIMEOUT")
-    output, errors = normalise(done.stdout, daemon), normalise(done.stderr, daemon)
+    output, errors = normalise(done.stdout, daemon, ctr.namespace), normalise(done.stderr, daemon, ctr.namespace)
+    if arguments == ["content", "active"]:
+        output = "".join(sorted(output.splitlines(keepends=True)))  # in the order of containerd's directory
     if arguments[0] in {"t", "task", "tasks"}:
         output = re.sub(r"(?m)(^|  )\d+(  |$)", r"\1PID\2", output)
     return Answer(done.returncode, output, errors)

@@ -8,8 +8,19 @@ NAMES = "our error names the object as the client named it, not by an internal k
 
 ONCE = "our error says its class once"
 
+OWN_WORDS = (
+    "our error names the container; and what the OCI runtime prints itself reaches the client too, for the output of"
+    " the runtime's child is not copied but its own"
+)
+
+COLLECTED = "our collector runs soon after a deletion, and nothing holds what the failed create left"
+
 DIFFERENCES: dict[tuple[str, str], str] = {
     ("images", "images ls name="): ONCE,
+    ("containers", "snapshots ls"): COLLECTED,
+    ("run", "run --rm {image} one /no/such/program"): OWN_WORDS,
+    ("run", "run --rm --mount type=bind,src=/no/such/dir,dst=/mnt,options=rbind:ro {image} two true"): OWN_WORDS,
+    ("tasks", "tasks exec --exec-id e1 one /no/such/program"): OWN_WORDS,
     ("snapshots", "snapshots prepare --target {scratch} active layer"): INDEX_LAST,
     ("snapshots", "snapshots mounts /mnt active"): INDEX_LAST,
     ("snapshots", "snapshots mounts /mnt layer"): NAMES,

@@ -211,9 +211,10 @@ def _import(go_ctr, daemon, namespace, image):
 
 @pytest.fixture
 def both(containerd, orlopd, go_ctr, namespace):
+    # Namespaces of their own: the cgroup of a container is named after its namespace and its id.
     clients = {
-        "containerd": (go_ctr(containerd, namespace), containerd),
-        "orlopd": (go_ctr(orlopd, namespace), orlopd),
+        "containerd": (go_ctr(containerd, f"{namespace}-c"), containerd),
+        "orlopd": (go_ctr(orlopd, f"{namespace}-o"), orlopd),
     }
     yield clients
     for ctr, _ in clients.values():
@@ -225,14 +226,14 @@ def both(containerd, orlopd, go_ctr, namespace):
             ctr("images", "rm", "--sync", image, check=False)
 
 
-def _places(both, namespace, tmp_path, image, registry):
+def _places(both, tmp_path, image, registry):
     places = {}
-    for who in both:
+    for who, (ctr, _) in both.items():
         scratch = tmp_path / "scratch"
         scratch.mkdir(exist_ok=True)
         (scratch / "a-file").touch()
         places[who] = {
-            "ns": namespace,
+            "ns": ctr.namespace,
             "who": who,
             "scratch": str(scratch),
             "archive": str(image.archive),
@@ -243,18 +244,18 @@ def _places(both, namespace, tmp_path, image, registry):
 
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "pull"])
-def test_answers_are_the_same(name, both, namespace, tmp_path, busybox_image):
+def test_answers_are_the_same(name, both, tmp_path, busybox_image):
     if name in {"containers", "run", "tasks"}:
         for ctr, _ in both.values():
             ctr("images", "import", busybox_image.archive)
-    places = _places(both, namespace, tmp_path, busybox_image, None)
+    places = _places(both, tmp_path, busybox_image, None)
     problems = compare(name, SCENARIOS[name], both, places)
     assert not problems, "\n\n".join(problems)
 
 
-def test_pulling_and_pushing_is_the_same(both, namespace, tmp_path, busybox_image, registry):
+def test_pulling_and_pushing_is_the_same(both, tmp_path, busybox_image, registry):
     registry.push(busybox_image, "busybox")
-    places = _places(both, namespace, tmp_path, busybox_image, registry)
+    places = _places(both, tmp_path, busybox_image, registry)
     problems = compare("pull", SCENARIOS["pull"], both, places)
     assert not problems, "\n\n".join(problems)
 
@@ -266,9 +267,10 @@ def test_a_container_is_described_the_same(both, busybox_image):
         ctr("containers", "create", "--env", "A=b", "--label", "x=y", busybox_image.reference, "one", "sleep", "9")
         described[who] = json.loads(ctr("containers", "info", "one"))
         ctr("containers", "rm", "one")
-    for table in described.values():
+    for who, table in described.items():
         for key in ("CreatedAt", "UpdatedAt"):
             assert re.match(r"20\d\d-", table.pop(key))
+        assert table["Spec"]["linux"].pop("cgroupsPath") == f"/{both[who][0].namespace}/one"
     assert described["orlopd"] == described["containerd"]
 
 
@@ -313,7 +315,7 @@ def test_everything_about_a_running_task(both, busybox_image, tmp_path):
         pid_file = tmp_path / f"{who}.pid"
         ctr("run", "--detach", "--null-io", "--pid-file", pid_file, busybox_image.reference, "one", "sleep", "1000")
         pid = int(pid_file.read_text())
-        assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
+        _until(lambda pid=pid: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")  # runc's init until it execs
         assert [line.split() for line in ctr("tasks", "ls").splitlines()][1:] == [["one", str(pid), "RUNNING"]]
         assert str(pid) in ctr("tasks", "ps", "one")
         ctr("tasks", "kill", "--signal", "SIGKILL", "one")

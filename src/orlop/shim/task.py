@@ -228,7 +228,7 @@ class Task:
 
     async def _start_exec(self, process: Process) -> int:
         if process.status != CREATED or process.starting:
-            raise FailedPreconditionError(f"cannot start a {_word(process)} process")
+            raise UnknownError(f"cannot start a {_word(process)} process")
         if self.init.exit is not None:
             raise FailedPreconditionError(f"container {self.container} init process is not running")
         process.starting = True
@@ -294,14 +294,14 @@ class Task:
         """Prepare an exec; `spec` is the JSON of the runtime-spec's Process.
 
         Raises:
-            AlreadyExistsError, InvalidArgumentError; FailedPreconditionError if the task is paused or has stopped.
+            AlreadyExistsError, InvalidArgumentError; UnknownError if the task is paused or has stopped.
         """
         if exec_id in self.execs:
             raise AlreadyExistsError(f"id {exec_id}")
         if self.init.status in (PAUSED, STOPPED):
-            raise FailedPreconditionError(f"cannot exec in a {self.init.status} state")
+            raise UnknownError(f"cannot exec in a {self.init.status} state")
         if self.checkpoint_path and self.init.status == CREATED:
-            raise FailedPreconditionError("cannot exec in a created state")
+            raise UnknownError("cannot exec in a created state")
         document = _process_document(exec_id, paths, spec)
         record = Record(
             boot=self.shop.boot,
