@@ -304,7 +304,6 @@ def test_redirects_end():
         "http://user:pw@127.0.0.1:1/",
         "http://[",
         "http://x:99999/",
-        "http://",
     ],
 )
 def test_a_redirect_to_no_web_address_is_refused(target):
