@@ -144,7 +144,6 @@ SCENARIOS = {
         "containers info none",
         "containers rm one",
         "containers rm one",
-        "snapshots ls",
         "containers ls",
     ],
     "run": [

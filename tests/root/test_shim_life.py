@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -342,7 +343,7 @@ def assert_nothing_left(shim: Shim, container: str) -> None:
         assert str(shim.bundles) not in mounts.read()
 
 
-def wrapped(tmp_path: Path, script: str) -> dict[str, object]:
+def wrapped(tmp_path: Path, script: str) -> dict[str, Any]:
     """Options that name a runtime which does something before it is runc."""
     program = tmp_path / "wrapper"
     program.write_text(f'#!/bin/sh\n{script}\nexec runc "$@"\n')

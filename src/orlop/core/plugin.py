@@ -50,6 +50,7 @@ class Context(Protocol):
     root: Path
     state: Path
     config: Any
+
     @property
     def daemon(self) -> Any: ...
 

@@ -1,8 +1,8 @@
 """The exchange: every event of the daemon passes here once and goes to all subscribers whose filters match.
 
 Per object, events arrive in the order of their commits: the metadata writer publishes after each COMMIT in commit
-order, shims forward theirs one after the other, and both queues end in the event loop's. A subscriber that does not keep
-up loses its subscription, with an error that says so, and slows nobody.
+order, shims forward theirs one after the other, and both queues end in the event loop's. A subscriber that does not
+keep up loses its subscription, with an error that says so, and slows nobody.
 """
 
 import asyncio
