@@ -34,7 +34,7 @@ _MAX_REMEMBERED: Final = 4096
 
 
 class Regexp:
-    """A compiled expression. It remembers what it learns while matching; threads may share it, at worst to learn twice."""
+    """A compiled expression. It remembers what matching teaches it; threads may share it and at worst learn twice."""
 
     def __init__(self, program: "_Program") -> None:
         self._program = program
