@@ -122,7 +122,13 @@ def test_reaper_keeps_exits_that_come_before_their_pid_is_known():
 
 def test_children_start_with_default_signals():
     reader, writer = os.pipe()
-    pid = spawn(["/bin/grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"], env={}, stdout=writer)
+    # who runs the tests in the background of a shell has these two ignored, which is inherited
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGQUIT)}
+    try:
+        pid = spawn(["/bin/grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"], env={}, stdout=writer)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     os.close(writer)
     with open(reader, encoding="ascii") as file:
         assert {line.split()[1] for line in file} == {"0" * 16}
