@@ -55,8 +55,8 @@ class Namespaces:
             namespace=pb.Namespace(name=name, labels=dict(labels)),
             update_mask=FieldMask(paths=[f"labels.{key}" for key in labels]),
         )
-        response = await self._session.call(UPDATE, request)
-        return Namespace(name=response.namespace.name, labels=dict(response.namespace.labels))
+        await self._session.call(UPDATE, request)
+        return await self.get(name)  # containerd's answer has no labels
 
     async def delete(self, name: str) -> None:
         """Delete an empty namespace.
