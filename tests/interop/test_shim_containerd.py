@@ -19,7 +19,7 @@ THEIRS = "io.containerd.runc.v2"
 
 # What a process can see of itself, in sections.
 INSPECT = """
-echo == status; grep -E '^(Umask|Sig|Shd|Cap|NoNewPrivs|Seccomp|Uid|Gid|Groups)' /proc/self/status
+echo == status; grep -E '^(Umask|Sig(Pnd|Blk|Ign|Cgt)|Shd|Cap|NoNewPrivs|Seccomp|Uid|Gid|Groups)' /proc/self/status
 echo == ignored; grep SigIgn /proc/1/status
 echo == limits; cat /proc/self/limits
 echo == oom; cat /proc/self/oom_score_adj
