@@ -16,9 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from orlop.linux.signals import reset_internal
 from tools import daemons, host, images, peers, residue
 from tools.daemons import Containerd, Ctr, Orlopd, Registry
 from tools.images import Image
+
+# GNU make starts us by posix_spawn(3), which leaves these ignored; daemons and containers would inherit that.
+reset_internal()
 
 OPENERS = ("containerd", "registry", "secure_registry", "orlopd")
 """Session fixtures: the first test that asks for one is the one in which its descriptors appear."""

@@ -14,6 +14,7 @@ from typing import Final
 from orlop.base.errdefs import OrlopError
 from orlop.core.version import PACKAGE, VERSION, revision
 from orlop.linux import prctl
+from orlop.linux.signals import reset_internal
 from orlop.server import config as configuration
 from orlop.server import logs
 from orlop.server.config import Config
@@ -52,6 +53,7 @@ def run(config: Config) -> None:
     """Be the daemon until SIGTERM or SIGINT."""
     logs.setup(config.debug.level, config.debug.format)
     os.umask(UMASK)
+    reset_internal()  # shims, and what they start, inherit what is ignored here
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     prctl.set_child_subreaper()
     if config.oom_score:
