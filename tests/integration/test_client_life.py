@@ -1,6 +1,7 @@
 """The client library through a container's life, the same tests on Debian's containerd (gRPC) and on orlopd (ttrpc)."""
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -224,7 +225,8 @@ def test_snapshots_and_diff(client: orlop.Client, busybox_image: Image) -> None:
     for key in ("done", "look"):
         snapshots.remove(key)
     if layer is not None:
-        client.content.delete(layer.digest)
+        with contextlib.suppress(NotFoundError):  # nothing holds it: containerd's collector may have been quicker
+            client.content.delete(layer.digest)
 
 
 def test_leases(client: orlop.Client) -> None:
