@@ -1,4 +1,4 @@
-"""Layers and trees: unpacking a layer onto mounts (`apply`), and making a layer of what differs (`compare`).
+"""Layers and trees: unpacking a layer onto mounts (`apply`). Making a layer of what differs is not there yet.
 
 The work is done by processes of its own (`workers`), confined before they see a byte of an archive (`sandbox`).
 """

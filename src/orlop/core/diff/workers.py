@@ -151,7 +151,7 @@ class JobError(Exception):
     """A job's own account of its failure, or that it died.
 
     Attributes:
-        phase: what it was doing: start, prepare, extract, finish, sync, compare.
+        phase: what it was doing: start, prepare, extract, finish, sync.
         message: `kind` (archive, limit, os, error, defect, died), `text`, `entry`, and `errno` or `code`.
     """
 

@@ -23,7 +23,10 @@ class _Encoded:
 
 
 class Health:
-    """Every service that this daemon has, and the empty name for the daemon itself, is serving."""
+    """The daemon itself, under the empty name, and this service are serving; of others nothing is said.
+
+    Raises NotFoundError for another name, as containerd's health server does, which sets only the empty one.
+    """
 
     def __init__(self, known: frozenset[str]) -> None:
         self._known = known
