@@ -6,6 +6,7 @@ for several steps at once, `looped()` for what needs an event loop in any case (
 session does these in place.
 """
 
+import _thread  # `threading` costs what a blocking client does not need
 import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,9 @@ class Connection:
 
     open: Opener
     channel: Channel | None = None
-    # The event loop that it belongs to and the lock of the first callers; asyncio is not imported by blocking clients.
+    # The first callers, in threads or on the event loop that it then belongs to, open one channel and not one each;
+    # asyncio is not imported by blocking clients.
+    blocking_opening: _thread.LockType = field(default_factory=_thread.allocate_lock)
     loop: "asyncio.AbstractEventLoop | None" = None
     opening: "asyncio.Lock | None" = None
 
@@ -95,7 +98,9 @@ class Session:
         if connection.channel is not None:
             return connection.channel
         if not self.asynchronous:
-            connection.channel = await connection.open(False)
+            with connection.blocking_opening:
+                if connection.channel is None:
+                    connection.channel = await connection.open(False)
             return connection.channel
         import asyncio
 

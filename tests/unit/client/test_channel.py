@@ -1,13 +1,16 @@
 """Running the asyncio code of the client without an event loop."""
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
 from orlop.base.errdefs import NotFoundError
-from orlop.client.channel import DrivenIterator, drive
-from orlop.client.session import first_error
+from orlop.client.channel import Channel, DrivenIterator, drive
+from orlop.client.session import Session, first_error
 
 
 async def _double(value: int) -> int:
@@ -48,3 +51,29 @@ def test_the_error_that_callers_see() -> None:
     ours = NotFoundError("x")
     group = BaseExceptionGroup("", [ValueError(), BaseExceptionGroup("", [ours])])
     assert first_error(group) is ours
+
+
+def test_threads_open_one_channel() -> None:
+    callers = 8
+    waiting = threading.Barrier(callers)
+    others_come = partial(time.sleep, 0.01)
+    opened: list[Channel] = []
+
+    async def open_one(_asynchronous: bool) -> Channel:
+        others_come()
+        opened.append(object())  # type: ignore[arg-type]  # nothing is sent through it
+        return opened[-1]
+
+    session = Session.opened_by(open_one, namespace="n")
+    got: list[Channel] = []
+
+    def call() -> None:
+        waiting.wait()
+        got.append(drive(session.channel()))
+
+    threads = [threading.Thread(target=call) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == opened * callers
