@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.root.shims import make_rootfs, running, until
+from tests.root.shims import make_rootfs, running, supervisors, until
 from tools import daemons, residue
 from tools.daemons import Containerd, Ctr
 
@@ -109,7 +109,7 @@ def test_life_under_containerd(both: tuple[Ctr, Path]):
         assert "PAUSED" in ctr("tasks", "ls")
         ctr("tasks", "resume", "one")
         assert "memory" in ctr("tasks", "metrics", "one") or os.path.ismount("/sys/fs/cgroup/unified")
-        pids = supervisors(both)
+        pids = supervisors(both[0].address)
         assert len(pids) == 1
         ctr("tasks", "kill", "-s", "SIGKILL", "one")
         until(lambda: re.search(r"one +\d+ +STOPPED", ctr("tasks", "ls")), "it does not stop")
@@ -126,7 +126,7 @@ def test_supervisor_killed_under_containerd(both: tuple[Ctr, Path]):
     """containerd cleans up after a shim that has died: by our `delete`."""
     ctr, rootfs = both
     ctr("run", "-d", "--runtime", OURS, "--rootfs", str(rootfs), "one", "/bin/sleep", "1000")
-    (supervisor,) = supervisors(both)
+    (supervisor,) = supervisors(both[0].address)
     found = re.search(r"one +(\d+)", ctr("tasks", "ls"))
     assert found
     os.kill(supervisor, signal.SIGKILL)
@@ -135,16 +135,3 @@ def test_supervisor_killed_under_containerd(both: tuple[Ctr, Path]):
     until(lambda: not any(path.endswith("shims/one") for path in residue.cgroups()), "the cgroup was left")
     ctr.run("tasks", "rm", "--force", "one")
     ctr.run("containers", "rm", "one")
-
-
-def supervisors(both: tuple[Ctr, Path]) -> list[int]:
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                words = Path(f"/proc/{name}/cmdline").read_text().split("\0")
-            except OSError:
-                continue
-            if "orlop.cmd.shim" in words and str(both[0].address) in words:
-                found.append(int(name))
-    return found

@@ -320,6 +320,20 @@ def running(pid: int) -> bool:
         return False
 
 
+def supervisors(address: Path | str) -> list[int]:
+    """Supervisors that serve the daemon at `address`."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                words = Path(f"/proc/{name}/cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            if "orlop.cmd.shim" in words and str(address) in words and running(int(name)):
+                found.append(int(name))
+    return found
+
+
 def until(condition: Callable[[], object], text: str) -> None:
     """Wait for something that nobody tells."""
     deadline = time.monotonic() + LIMIT_S

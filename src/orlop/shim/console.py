@@ -1,5 +1,5 @@
-"""A terminal's relay: the OCI runtime makes the pty and sends its master through a socket; bytes are copied from and
-to it.
+"""A terminal's relay: the OCI runtime makes the pty and sends its master through a socket; bytes are moved from and to
+it. Between the pty and FIFOs the kernel moves them, so that a relay that is killed holds none.
 
 Output goes to the sink, which is closed when the last process that had the terminal has ended. When the client's input
 ends (after CloseIO) the terminal is hung up, as when a line is cut: containerd's shim closes the master then, too.
@@ -16,7 +16,7 @@ import termios
 from collections.abc import Callable
 
 from orlop.base.errdefs import UnknownError
-from orlop.shim.pump import CopyPump
+from orlop.shim.pump import CopyPump, Pump, SplicePump
 
 _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 5.0
@@ -67,7 +67,7 @@ class Console:
     """The relay of one terminal. It owns the descriptors that it is given.
 
     Args:
-        sink: where output goes, non-blocking; `sink_polls` is False for a regular file. -1 throws output away.
+        sink: where output goes, non-blocking; `sink_polls` is True for a pipe or FIFO. -1 throws output away.
         fifo: the client's input, non-blocking, or -1.
         hold: a write end of that FIFO, which withholds its end until `close_stdin()`, or -1.
         on_hangup: called when the terminal was hung up or has ended, and holds nothing more to keep.
@@ -80,8 +80,8 @@ class Console:
         self._fifo = fifo
         self._hold = hold
         self._master = -1
-        self._input: CopyPump | None = None
-        self._output: CopyPump | None = None
+        self._input: SplicePump | None = None
+        self._output: Pump | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = _RETRY_FIRST_S
         self._process_ended = False
@@ -90,8 +90,9 @@ class Console:
 
     @property
     def kept(self) -> dict[str, int]:
-        """What must outlive this supervisor."""
-        fds = {"master": self._master, "stdin-fifo": self._fifo}
+        """What must outlive this supervisor: the pty, and the sink's write end, or its reader would meet an end."""
+        sink = self._sink if self._sink_polls else -1
+        fds = {"master": self._master, "stdin-fifo": self._fifo, "sink": sink}
         return {name: fd for name, fd in fds.items() if fd >= 0}
 
     def attach(self, master: int) -> None:
@@ -103,7 +104,7 @@ class Console:
             self._sink_polls = False
         self._start_output()
         if self._fifo >= 0:
-            self._input = CopyPump(self._loop, self._fifo, master, on_end=self._hang_up)
+            self._input = SplicePump(self._loop, self._fifo, master, on_end=self._hang_up)
             self._input.start()
 
     def resize(self, width: int, height: int) -> None:
@@ -140,7 +141,8 @@ class Console:
 
     def _start_output(self) -> None:
         self._retry = None
-        self._output = CopyPump(
+        kind = SplicePump if self._sink_polls else CopyPump
+        self._output = kind(
             self._loop, self._master, self._sink, on_end=self._output_ended, sink_polls=self._sink_polls
         )
         self._output.start()

@@ -4,7 +4,7 @@
     client's FIFO, input      spliced into a pipe; the process has the pipe
     file                      the process has a pipe, spliced into the file
     logging program           the process and the program share a pipe
-    terminal                  the process has a pty; its master is copied from and to the FIFOs (`orlop.shim.console`)
+    terminal                  the process has a pty; its master is moved from and to the FIFOs (`orlop.shim.console`)
 
 Life: `open()`, then `child` goes to the runtime, then `started()` or `close()`; `close_stdin()` when the client says
 that no more will come; `ended()` when the process has; `close()` when it is deleted. What `kept` names must outlive
@@ -237,10 +237,17 @@ class ProcessIO:
             return
         fifo = kept.get("stdin-fifo", -1)
         hold = -1 if fifo < 0 or stdin_closed else sinks.reopen(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        sink, polls = (-1, False) if _is_logger(self.paths.stdout) else self._console_sink()
-        self.console = self._console(sink, polls, fifo, hold)
+        self.console = self._console(*self._resume_sink(kept), fifo, hold)
         self.console.attach(kept["master"])
         self.kept = self.console.kept
+
+    def _resume_sink(self, kept: Mapping[str, int]) -> tuple[int, bool]:
+        is_logger = _is_logger(self.paths.stdout)
+        if "sink" not in kept:
+            return (-1, False) if is_logger else self._console_sink()
+        if not is_logger:
+            self._own(sinks.reopen(kept["sink"], os.O_RDONLY | os.O_NONBLOCK))
+        return kept["sink"], True
 
     # ---- output
 
