@@ -5,13 +5,10 @@ Functions that write take a `Transaction`, so that a service can publish its eve
 Source: containerd's core/metadata/containers.go, its rules and its texts.
 """
 
-import base64
 import dataclasses
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
-
-import msgspec
 
 from orlop.base import fieldmask, identifiers
 from orlop.base import filters as filter_language
@@ -20,7 +17,14 @@ from orlop.base.errdefs import AlreadyExistsError, InvalidArgumentError, NotFoun
 from orlop.base.quoting import quote
 from orlop.core.containers import Container, Runtime
 from orlop.core.metadata.database import Database, Transaction
-from orlop.core.metadata.rows import PAGE_SIZE, decode_map, encode_map
+from orlop.core.metadata.rows import (
+    PAGE_SIZE,
+    decode_extensions,
+    decode_map,
+    encode_extensions,
+    encode_map,
+    merge_extensions,
+)
 
 _FIELDS: Final = ("labels", "spec", "extensions", "image", "snapshotkey")
 _PAGE: Final = "SELECT * FROM containers WHERE namespace = ? AND id > ? ORDER BY id LIMIT ?"
@@ -95,7 +99,7 @@ class ContainerStore:
                     created.snapshotter,
                     created.snapshot_key,
                     created.sandbox,
-                    _encode_extensions(created.extensions),
+                    encode_extensions(created.extensions),
                     owner_uid,
                     tx.now,
                     tx.now,
@@ -139,7 +143,7 @@ class ContainerStore:
                 updated.image,
                 updated.spec,
                 updated.snapshot_key,
-                _encode_extensions(updated.extensions),
+                encode_extensions(updated.extensions),
                 encode_map(updated.labels),
                 tx.now,
                 namespace,
@@ -167,21 +171,12 @@ def _merge(current: Container, given: Container, paths: Sequence[str]) -> Contai
                 changes["labels"] = fieldmask.merge(labels, given.labels, path.key)
             case "extensions":
                 extensions = changes.get("extensions", current.extensions)
-                changes["extensions"] = _merge_extensions(extensions, given.extensions, path.key)
+                changes["extensions"] = merge_extensions(extensions, given.extensions, path.key)
             case "snapshotkey":
                 changes["snapshot_key"] = given.snapshot_key
             case name:
                 changes[name] = getattr(given, name)
     return dataclasses.replace(current, **changes)
-
-
-def _merge_extensions(current: Mapping[str, bytes], given: Mapping[str, bytes], key: str | None) -> dict[str, bytes]:
-    if key is None:
-        return dict(given)
-    merged = {name: value for name, value in current.items() if name != key}
-    if key in given:
-        merged[key] = given[key]
-    return merged
 
 
 def _validate(container: Container) -> None:
@@ -218,19 +213,9 @@ def _container(row: sqlite3.Row) -> Container:
         snapshot_key=row["snapshot_key"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
-        extensions=_decode_extensions(row["extensions"]),
+        extensions=decode_extensions(row["extensions"]),
         sandbox=row["sandbox"],
     )
-
-
-def _encode_extensions(extensions: Mapping[str, bytes]) -> str:
-    if not extensions:
-        return "{}"
-    return msgspec.json.encode({key: base64.b64encode(value).decode() for key, value in extensions.items()}).decode()
-
-
-def _decode_extensions(text: str) -> dict[str, bytes]:
-    return {key: base64.b64decode(value) for key, value in decode_map(text).items()}
 
 
 def _adapt(container: Container) -> filter_language.Adaptor:

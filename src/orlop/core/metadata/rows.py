@@ -1,9 +1,10 @@
-"""What all tables share: how maps of texts and keys are stored.
+"""What all tables share: how maps of texts, extensions and keys are stored.
 
 Maps are JSON objects whose keys are sorted, so that equal maps are equal texts. As in containerd's boltutil, a key with
 an empty value is not stored.
 """
 
+import base64
 from collections.abc import Mapping
 from typing import Final
 
@@ -31,6 +32,28 @@ def encode_map(values: Mapping[str, str]) -> str:
 def decode_map(text: str) -> dict[str, str]:
     """The map that `encode_map` stored."""
     return {} if text == "{}" else _MAP.decode(text)
+
+
+def encode_extensions(extensions: Mapping[str, bytes]) -> str:
+    """Clients' own data by name, serialised `google.protobuf.Any`s, as a column's value."""
+    if not extensions:
+        return "{}"
+    return msgspec.json.encode({key: base64.b64encode(value).decode() for key, value in extensions.items()}).decode()
+
+
+def decode_extensions(text: str) -> dict[str, bytes]:
+    """What `encode_extensions` stored."""
+    return {key: base64.b64decode(value) for key, value in decode_map(text).items()}
+
+
+def merge_extensions(current: Mapping[str, bytes], given: Mapping[str, bytes], key: str | None) -> dict[str, bytes]:
+    """Extensions after an update: wholly `given`, or `current` with one key taken from `given` (or removed)."""
+    if key is None:
+        return dict(given)
+    merged = {name: value for name, value in current.items() if name != key}
+    if key in given:
+        merged[key] = given[key]
+    return merged
 
 
 def check_key(key: str, what: str) -> str:
