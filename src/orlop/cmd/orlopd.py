@@ -104,7 +104,7 @@ def _configure(arguments: argparse.Namespace) -> Config:
         except OSError as error:
             raise OSError(f"configuration {path}: {error.strerror}") from error
     else:
-        config = Config()
+        config = configuration.defaults()
     if arguments.root:
         config.root = arguments.root
     if arguments.state:
@@ -124,6 +124,14 @@ def _config_default(_arguments: argparse.Namespace) -> None:
 def _config_dump(arguments: argparse.Namespace) -> None:
     config = _configure(arguments)
     print(configuration.dump(config, _sections(config)), end="")
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _config_migrate(arguments: argparse.Namespace) -> None:
+    """What is in force, without what plug-ins add by default: a file to put in place of the old one."""
+    config = _configure(arguments)
+    print(configuration.dump(config), end="")
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -181,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = config.add_subparsers(title="commands", required=True)
     kinds.add_parser("default", help="print the defaults").set_defaults(command=_config_default)
     kinds.add_parser("dump", help="print what is in force").set_defaults(command=_config_dump)
+    kinds.add_parser("migrate", help="print the file in the newest version").set_defaults(command=_config_migrate)
     publish = commands.add_parser("publish", help="publish an event read from standard input (for shims)")
     publish.add_argument("--namespace", required=True)
     publish.add_argument("--topic", required=True)

@@ -1,15 +1,20 @@
 """The daemon's configuration: a TOML file in containerd's shape, the command line over it, defaults below both.
 
-    version = 3                  2 is read as well
-    root, state                  directories; see ARCHITECTURE.md for what lies in them
-    [grpc] address, uid, gid, max_recv_message_size, max_send_message_size
-    [ttrpc] address, uid, gid    address empty: the gRPC address and `.ttrpc`
-    [debug] level, format        level: trace … fatal; format: text or json
-    [runtimes]                   ours: runtime name = path of the shim that serves it
-    [plugins."type.id"]          the plug-in's own keys
-    disabled_plugins, required_plugins, oom_score, imports
-    entry_points                 ours: load plug-ins of other distributions (code in a root daemon)
-    warm_cgroups                 ours: keep the kernel's cgroup lock warm while a container is about to start
+    version = 4                                  2 and 3 are read as well, see `migration`
+    root, state                                  directories; see ARCHITECTURE.md for what lies in them
+    imports                                      more files, read over this one: values replace, lists and tables grow
+    disabled_plugins, required_plugins, oom_score
+    [debug] level, format                        level: trace … fatal; format: text or json
+    [proxy_plugins.NAME] type, address, …        plug-ins behind another program's gRPC socket
+    [timeouts]                                   containerd's names, durations as text
+    [plugins."io.containerd.server.v1.grpc"]     address, uid, gid, max_recv_message_size, max_send_message_size
+    [plugins."io.containerd.server.v1.ttrpc"]    address, uid, gid; address empty: the gRPC address and `.ttrpc`
+    [plugins."io.containerd.server.v1.debug"]    address, uid, gid: stacks and profiles, off without an address
+    [plugins."io.containerd.server.v1.metrics"]  address: Prometheus, off without one
+    [plugins."type.id"]                          the plug-in's own keys
+    [runtimes]                                   ours: runtime name = path of the shim that serves it
+    entry_points                                 ours: load plug-ins of other distributions (code in a root daemon)
+    warm_cgroups                                 ours: keep the kernel's cgroup lock warm while a container is to start
 
 Unknown keys are warned about, not refused, so that containerd's own file works. A value of the wrong type is refused.
 """
@@ -24,10 +29,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from orlop.base.errdefs import InvalidArgumentError
+from orlop.server import migration
 
 T = TypeVar("T")
 
 DEFAULT_PATH: Final = Path("/etc/orlop/config.toml")
+DEFAULT_IMPORTS: Final = "/etc/orlop/conf.d/*.toml"
 DEFAULT_ADDRESS: Final = "/run/orlop/orlop.sock"
 MESSAGE_LIMIT: Final = 16 << 20
 
@@ -53,6 +60,29 @@ class Ttrpc:
 
 
 @dataclass(kw_only=True)
+class DebugSocket:
+    """Stacks and profiles over HTTP on a unix socket; none without an address."""
+
+    address: str = ""
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(kw_only=True)
+class Metrics:
+    """Prometheus metrics over HTTP; none without an address, which is `host:port`."""
+
+    address: str = ""
+
+
+@dataclass(kw_only=True)
+class GrpcMetrics:
+    """What is counted of gRPC calls."""
+
+    grpc_histogram: bool = False
+
+
+@dataclass(kw_only=True)
 class Debug:
     """Logging."""
 
@@ -61,10 +91,24 @@ class Debug:
 
 
 @dataclass(kw_only=True)
-class Config:
-    """The whole configuration; `plugins` holds raw tables until the plug-in's own class reads them."""
+class ProxyPlugin:
+    """A plug-in that another program serves over gRPC: `type` is snapshot, content, diff or sandbox."""
 
-    version: int = 3
+    type: str = ""
+    address: str = ""
+    platform: str = ""
+    exports: dict[str, str] = field(default_factory=dict)
+    capabilities: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Config:
+    """The whole configuration; `plugins` holds raw tables until the plug-in's own class reads them.
+
+    Fields marked with a `plugin` are that plug-in's table in the file.
+    """
+
+    version: int = migration.NEWEST
     root: str = "/var/lib/orlop"
     state: str = "/run/orlop"
     oom_score: int = 0
@@ -72,12 +116,19 @@ class Config:
     required_plugins: list[str] = field(default_factory=list)
     entry_points: bool = True
     warm_cgroups: bool = True
-    imports: list[str] = field(default_factory=list)
-    grpc: Grpc = field(default_factory=Grpc)
-    ttrpc: Ttrpc = field(default_factory=Ttrpc)
+    imports: list[str] = field(default_factory=lambda: [DEFAULT_IMPORTS])
     debug: Debug = field(default_factory=Debug)
+    proxy_plugins: dict[str, ProxyPlugin] = field(default_factory=dict)
+    timeouts: dict[str, str] = field(default_factory=dict)
     runtimes: dict[str, str] = field(default_factory=dict)
     plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    grpc: Grpc = field(default_factory=Grpc, metadata={"plugin": "io.containerd.server.v1.grpc"})
+    ttrpc: Ttrpc = field(default_factory=Ttrpc, metadata={"plugin": "io.containerd.server.v1.ttrpc"})
+    debug_socket: DebugSocket = field(default_factory=DebugSocket, metadata={"plugin": "io.containerd.server.v1.debug"})
+    metrics: Metrics = field(default_factory=Metrics, metadata={"plugin": "io.containerd.server.v1.metrics"})
+    grpc_metrics: GrpcMetrics = field(
+        default_factory=GrpcMetrics, metadata={"plugin": "io.containerd.metrics.v1.grpc-prometheus"}
+    )
     warnings: list[str] = field(default_factory=list, metadata={"internal": True})
 
     @property
@@ -94,7 +145,16 @@ def load(path: Path) -> Config:
         OSError: the file cannot be read.
     """
     config = Config()
-    _merge_file(config, path, seen=set())
+    _Files(config).read(path)
+    return config
+
+
+def defaults() -> Config:
+    """The configuration where there is no file: defaults, and what lies where imports are looked for."""
+    config = Config()
+    files = _Files(config)
+    for pattern in config.imports:
+        files.read_all(pattern)
     return config
 
 
@@ -110,35 +170,68 @@ def section(cls: type[T], table: Mapping[str, Any], where: str, warnings: list[s
 
 
 def dump(config: Config, sections: Mapping[str, Any] = {}) -> str:
-    """The configuration as TOML; `sections` are the plug-ins' configurations by `type.id`."""
-    lines = list(_toml(_plain(config), ()))
-    for name, value in sorted(sections.items()):
-        lines += _toml(_plain(value), ("plugins", name))
+    """The configuration as TOML of the newest version; `sections` are the plug-ins' configurations by `type.id`."""
+    tables: dict[str, Any] = {**config.plugins, **{name: _plain(value) for name, value in sections.items()}}
+    for one in dataclasses.fields(config):
+        if "plugin" in one.metadata:
+            tables[one.metadata["plugin"]] = _plain(getattr(config, one.name))
+    lines = list(_toml({**_plain(config), "plugins": dict(sorted(tables.items()))}, ()))
     return "\n".join(lines).strip() + "\n"
 
 
-def _merge_file(config: Config, path: Path, seen: set[Path]) -> None:
-    if path.resolve() in seen:
-        return
-    seen.add(path.resolve())
-    with path.open("rb") as file:
-        try:
-            table = tomllib.load(file)
-        except tomllib.TOMLDecodeError as error:
-            raise InvalidArgumentError(f"configuration {path}: {error}") from error
-    if table.get("version", 3) not in (2, 3):
-        raise InvalidArgumentError(f"configuration {path}: version {table['version']!r}: only 2 and 3 are known")
-    _merge(config, table, str(path), config.warnings)
-    for pattern in table.get("imports", []):
-        absolute = pattern if pattern.startswith("/") else str(path.parent / pattern)
-        for name in sorted(glob.glob(absolute)):
-            _merge_file(config, Path(name), seen)
+class _Files:
+    """Files that are read over one another, each once."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._seen: set[Path] = set()
+        self._version = 0  # of the main file, which what it imports must not exceed
+
+    def read(self, path: Path) -> None:
+        if path.resolve() in self._seen:
+            return
+        main = not self._seen
+        self._seen.add(path.resolve())
+        with path.open("rb") as file:
+            try:
+                table = tomllib.load(file)
+            except tomllib.TOMLDecodeError as error:
+                raise InvalidArgumentError(f"configuration {path}: {error}") from error
+        version = migration.migrate(table, str(path))
+        if main:
+            self._version = version
+        elif version > self._version and self._version:
+            raise InvalidArgumentError(
+                f"configuration {path}: version {version} is newer than that of the importing file, {self._version}"
+            )
+        imports = table.get("imports", list(self._config.imports) if main else [])
+        _listeners(self._config, table, str(path))
+        _merge(self._config, table, str(path), self._config.warnings, grow=not main)
+        for pattern in imports:
+            self.read_all(pattern if pattern.startswith("/") else str(path.parent / pattern))
+
+    def read_all(self, pattern: str) -> None:
+        """Read every file that matches, by name."""
+        for name in sorted(glob.glob(pattern)):
+            self.read(Path(name))
 
 
-def _merge(instance: Any, table: Mapping[str, Any], where: str, warnings: list[str]) -> None:
-    """Put `table` over a dataclass instance; Any because each plug-in has a class of its own."""
+def _listeners(config: Config, table: dict[str, Any], place: str) -> None:
+    """Take the tables of listeners out of a file's plug-ins, into their own sections."""
+    plugins = table.get("plugins", {})
+    for one in dataclasses.fields(config):
+        uri = one.metadata.get("plugin")
+        given = plugins.pop(uri, None) if uri else None
+        if given is not None:
+            where = f'{place}: plugins."{uri}"'
+            _expect(isinstance(given, dict), where, "a table")
+            _merge(getattr(config, one.name), given, where, config.warnings)
+
+
+def _merge(instance: Any, table: Mapping[str, Any], where: str, warnings: list[str], *, grow: bool = False) -> None:
+    """Put `table` over a dataclass instance (Any: each plug-in has a class of its own); with `grow` lists grow."""
     hints = typing.get_type_hints(type(instance))
-    known = {f.name: f for f in dataclasses.fields(instance) if not f.metadata.get("internal")}
+    known = {f.name: f for f in dataclasses.fields(instance) if not {"internal", "plugin"} & f.metadata.keys()}
     for key, value in table.items():
         place = f"{where}: {key}"
         if key not in known:
@@ -147,12 +240,33 @@ def _merge(instance: Any, table: Mapping[str, Any], where: str, warnings: list[s
         current = getattr(instance, key)
         if dataclasses.is_dataclass(current):
             _expect(isinstance(value, dict), place, "a table")
-            _merge(current, value, place, warnings)
+            _merge(current, value, place, warnings, grow=grow)
         elif isinstance(current, dict):
             _expect(isinstance(value, dict), place, "a table")
-            _merge_tables(current, value)
+            _merge_dict(current, typing.get_args(hints[key])[1], value, place, warnings)
         else:
-            setattr(instance, key, _checked(hints[key], value, place))
+            checked = _checked(hints[key], value, place)
+            if grow and isinstance(current, list):
+                checked = [*current, *(item for item in checked if item not in current)]
+            setattr(instance, key, checked)
+
+
+def _merge_dict(current: dict[str, Any], item: Any, value: Mapping[str, Any], place: str, warnings: list[str]) -> None:
+    """Put a table over a dictionary whose values are of the type `item`: dataclasses, plain values or raw tables."""
+    for key, one in value.items():
+        where = f"{place}: {key}"
+        if dataclasses.is_dataclass(item):
+            _expect(isinstance(one, dict), where, "a table")
+            _merge(current.setdefault(key, _made(item)), one, where, warnings)
+        elif typing.get_origin(item) is dict:
+            _expect(isinstance(one, dict), where, "a table")
+            _merge_tables(current.setdefault(key, {}), one)
+        else:
+            current[key] = _checked(item, one, where)
+
+
+def _made(cls: Any) -> Any:
+    return cls()
 
 
 def _merge_tables(current: dict[str, Any], value: Mapping[str, Any]) -> None:
@@ -165,6 +279,8 @@ def _merge_tables(current: dict[str, Any], value: Mapping[str, Any]) -> None:
 
 def _checked(hint: Any, value: Any, place: str) -> Any:
     origin = typing.get_origin(hint) or hint
+    if origin is Any:
+        return value
     if origin is list:
         _expect(isinstance(value, list), place, "a list")
         (item,) = typing.get_args(hint)
@@ -183,7 +299,8 @@ def _expect(condition: bool, place: str, wanted: str) -> None:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not f.metadata.get("internal")}
+    names = [f.name for f in dataclasses.fields(value) if not {"internal", "plugin"} & f.metadata.keys()]
+    return {name: getattr(value, name) for name in names}
 
 
 def _toml(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
