@@ -6,6 +6,7 @@ import signal
 import socket
 import stat
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 
@@ -23,6 +24,13 @@ def orlopd(*arguments, check=True, **more):
     return subprocess.run([ORLOPD, *arguments], capture_output=True, text=True, timeout=60, check=check, **more)
 
 
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "nothing of the kind happened"
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def running(tmp_path_factory, new_orlopd):
     return new_orlopd()
@@ -31,7 +39,7 @@ def running(tmp_path_factory, new_orlopd):
 def test_version_and_configuration_are_printed():
     assert orlopd("--version").stdout.split()[2] == VERSION
     default = tomllib.loads(orlopd("config", "default").stdout)
-    assert default["grpc"]["address"] == "/run/orlop/orlop.sock"
+    assert default["plugins"]["io.containerd.server.v1.grpc"]["address"] == "/run/orlop/orlop.sock"
     dumped = tomllib.loads(orlopd("-root", "/other", "--log-level", "debug", "config", "dump").stdout)
     assert (dumped["root"], dumped["debug"]["level"]) == ("/other", "debug")
     assert dumped["plugins"] == default["plugins"]
@@ -113,6 +121,32 @@ def test_the_service_manager_is_told(tmp_path):
         finally:
             process.kill()
             process.wait()
+
+
+def test_hangup_reloads_what_can_be_and_names_the_rest(new_orlopd):
+    daemon = new_orlopd(config='[runtimes]\n"io.example.v1" = "/one"\n')
+    path = daemon.directory / "config.toml"
+    path.write_text('temp = ""\noom_score = 5\nwarm_cgroups = false\n[debug]\nlevel = "debug"\n[runtimes]\n')
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_for(lambda: "warm_cgroups" in daemon.log)
+    assert 'msg="configuration reloaded" logger=orlop.server.reload key=debug.level' in daemon.log
+    assert "restart the daemon for it" in daemon.log
+    wait_for(lambda: Path(f"/proc/{daemon.pid}/oom_score_adj").read_text() == "5\n")
+    path.write_text("root = 5")
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_for(lambda: "configuration is not reloaded" in daemon.log)
+    assert daemon.answers()
+
+
+def test_a_hook_runs_a_program_with_the_containers_facts(tmp_path):
+    (tmp_path / "config.json").write_text('{"root": {"path": "rootfs"}, "annotations": {"a.b": "c d"}}')
+    state = json.dumps({"ociVersion": "1.0.2", "id": "web", "pid": 42, "status": "created", "bundle": str(tmp_path)})
+    words = ["{{id}}", "--pid={{ pid }}", "{{rootfs}}", '{{annotation "a.b"}}', "-plain"]
+    printed = orlopd("oci-hook", "--", "printf", "%s\n", *words, input=state).stdout.splitlines()
+    assert printed == ["web", "--pid=42", f"{tmp_path}/rootfs", "c d", "-plain"]
+    refused = orlopd("oci-hook", "--", "printf", "{{nonsense}}", input=state, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "{{nonsense}}: not known" in refused.stderr
 
 
 def test_logs_are_json_when_wanted(new_orlopd):

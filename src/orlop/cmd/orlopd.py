@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.version:
             print(f"orlopd {PACKAGE} {VERSION} {revision()}")
         elif arguments.command is None:
-            run(_configure(arguments))
+            run(_configure(arguments), lambda: _configure(arguments))
         else:
             arguments.command(arguments)
     except OrlopError as error:
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def run(config: Config) -> None:
-    """Be the daemon until SIGTERM or SIGINT."""
+def run(config: Config, again: Callable[[], Config]) -> None:
+    """Be the daemon until SIGTERM or SIGINT; `again` reads the configuration anew, for SIGHUP."""
     logs.setup(config.debug.level, config.debug.format)
     os.umask(UMASK)
     reset_internal()  # shims, and what they start, inherit what is ignored here
@@ -58,25 +58,45 @@ def run(config: Config) -> None:
     prctl.set_child_subreaper()
     if config.oom_score:
         _set_oom_score(config.oom_score)
-    asyncio.run(_serve(config))
+    asyncio.run(_serve(config, again))
 
 
-async def _serve(config: Config) -> None:
-    stop = asyncio.Event()
+async def _serve(config: Config, again: Callable[[], Config]) -> None:
+    stop, hangup = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: log.warning("SIGHUP: nothing can be reloaded yet"))
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
     loop.add_signal_handler(signal.SIGUSR1, _dump_stacks)
     log.info("starting", extra={"version": VERSION, "revision": revision(), "root": config.root})
     async with Daemon(config) as daemon:
-        reaper = asyncio.create_task(reap_orphans(), name="orphans")
+        beside = [
+            asyncio.create_task(reap_orphans(), name="orphans"),
+            asyncio.create_task(_reload_at(hangup, daemon, again), name="reload"),
+        ]
         try:
             await daemon.serve(stop)
         finally:
-            reaper.cancel()
-            await asyncio.gather(reaper, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
     log.info("stopped")
+
+
+async def _reload_at(hangup: asyncio.Event, daemon: Daemon, again: Callable[[], Config]) -> None:
+    """Reload at each SIGHUP; a file that cannot be read changes nothing."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        try:
+            config = await asyncio.to_thread(again)
+            await daemon.reload(config)
+        except (OrlopError, OSError) as error:
+            log.error("configuration is not reloaded", extra={"error": str(error)})
+            continue
+        logs.setup(daemon.config.debug.level, daemon.config.debug.format)
+        if daemon.config.oom_score:
+            _set_oom_score(daemon.config.oom_score)
 
 
 def _dump_stacks() -> None:
@@ -172,6 +192,13 @@ def _publish(arguments: argparse.Namespace) -> None:
         raise from_status(error.code, error.message) from error
 
 
+def _oci_hook(arguments: argparse.Namespace) -> None:
+    from orlop.cmd import oci_hook
+
+    words = arguments.arguments
+    oci_hook.run(words[1:] if words[:1] == ["--"] else words)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="orlopd",
@@ -194,12 +221,17 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--namespace", required=True)
     publish.add_argument("--topic", required=True)
     publish.set_defaults(command=_publish)
+    hook = commands.add_parser("oci-hook", help="run a program from an OCI hook, with facts in its arguments")
+    hook.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- PROGRAM [ARG...]")
+    hook.set_defaults(command=_oci_hook)
     return parser
 
 
 def _with_double_dashes(argv: list[str]) -> list[str]:
     """Go's flags may be written with one dash: `-root DIR` is `--root DIR`."""
-    return [f"-{word}" if len(word) > 2 and word[0] == "-" and word[1].isalpha() else word for word in argv]
+    mine = argv.index("oci-hook") if "oci-hook" in argv else len(argv)  # what follows is another program's
+    own = [f"-{word}" if len(word) > 2 and word[0] == "-" and word[1].isalpha() else word for word in argv[:mine]]
+    return own + argv[mine:]
 
 
 if __name__ == "__main__":

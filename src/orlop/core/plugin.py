@@ -78,6 +78,14 @@ class Context(Protocol):
         """Call (and await, if it returns an awaitable) `callback` when the daemon stops, last registered first."""
         ...
 
+    def on_reload(self, callback: Callable[[Any], Any]) -> None:
+        """Call (and await, if it returns an awaitable) `callback` with the plug-in's new section when it has changed.
+
+        A plug-in that does not ask for this keeps its section until the daemon is started anew. What `callback` raises
+        refuses the change.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:

@@ -14,6 +14,7 @@ import fcntl
 import gc
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Final, Self
@@ -23,11 +24,12 @@ from orlop.base.rpc import Service
 from orlop.core.kinds import GRPC, TTRPC
 from orlop.core.plugin import Registration
 from orlop.linux.cgroup_warmth import Warmth
-from orlop.server import builtins
+from orlop.server import builtins, reload
 from orlop.server.config import Config
 from orlop.server.doors import sockets
 from orlop.server.doors.ttrpc import TtrpcDoor
 from orlop.server.graph import Graph
+from orlop.server.reload import Outcome
 from orlop.server.warmth import WINDOW_S, heralded
 
 log: Final = logging.getLogger(__name__)
@@ -68,6 +70,14 @@ class Daemon:
 
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
+
+    async def reload(self, config: Config) -> Outcome:
+        """Put what can be of a changed configuration into force; see `orlop.server.reload`."""
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            return await reload.reload(self.graph, config)
+        finally:
+            notify("READY=1")
 
     @property
     def services(self) -> list[Service]:

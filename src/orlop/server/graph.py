@@ -47,6 +47,9 @@ class InitContext:
     def on_close(self, callback: Callable[[], Any]) -> None:
         self._graph.on_close(callback)
 
+    def on_reload(self, callback: Callable[[Any], Any]) -> None:
+        self._graph.reloaders[self._registration.uri] = callback
+
 
 class Graph:
     """An async context manager: entering starts every plug-in, leaving stops them in reverse.
@@ -60,6 +63,7 @@ class Graph:
         self.config = config
         self.status: list[Status] = []
         self.sections: dict[str, Any] = {}
+        self.reloaders: dict[str, Callable[[Any], Any]] = {}
         self._registrations = ordered(registrations)
         self._instances: dict[str, dict[str, Any]] = {}
         self._stack = contextlib.AsyncExitStack()

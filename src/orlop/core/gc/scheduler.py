@@ -71,6 +71,11 @@ class Scheduler:
         self.collections = 0
         self.last: Stats | None = None
 
+    def follow(self, policy: Policy) -> None:
+        """Judge by other thresholds from now on."""
+        self._policy = policy
+        self._wake.set()
+
     async def collect(self) -> Stats:
         """Wait for a collection that began after this call.
 

@@ -55,6 +55,7 @@ async def _init(context: Context) -> Scheduler:
             await task
 
     context.on_close(close)
+    context.on_reload(lambda config: scheduler.follow(config.policy()))
     context.exports.update(
         PauseThreshold=str(context.config.pause_threshold),
         DeletionThreshold=str(context.config.deletion_threshold),
