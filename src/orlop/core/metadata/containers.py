@@ -28,6 +28,7 @@ from orlop.core.metadata.rows import (
 
 _FIELDS: Final = ("labels", "spec", "extensions", "image", "snapshotkey")
 _PAGE: Final = "SELECT * FROM containers WHERE namespace = ? AND id > ? ORDER BY id LIMIT ?"
+_LABELLED: Final = "SELECT * FROM containers WHERE instr(labels, ?) ORDER BY namespace, id"
 _BY_ID: Final = "SELECT * FROM containers WHERE namespace = ? AND id = ?"
 
 
@@ -69,6 +70,11 @@ class ContainerStore:
             if len(rows) < PAGE_SIZE:
                 return
             after = rows[-1]["id"]
+
+    def labelled(self, label: str) -> Sequence[tuple[str, Container]]:
+        """The containers of all namespaces that have the label, with their namespaces. Reads no other container."""
+        found = [(row["namespace"], _container(row)) for row in self._db.all(_LABELLED, (f'"{label}":',))]
+        return [(namespace, container) for namespace, container in found if label in container.labels]
 
     def create(
         self, tx: Transaction, namespace: str, container: Container, *, owner_uid: int | None = None
