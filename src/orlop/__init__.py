@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from orlop.base.errdefs import OrlopError as OrlopError
-    from orlop.client.archive import Naming as Naming
     from orlop.client.images import ImageStatus as ImageStatus
     from orlop.client.io import Capture as Capture
     from orlop.client.io import FifoIO as FifoIO
     from orlop.client.io import LogIO as LogIO
     from orlop.client.io import NullIO as NullIO
     from orlop.client.io import inherit as inherit
-    from orlop.client.progress import Progress as Progress
     from orlop.client.pull import PullOptions as PullOptions
     from orlop.client.registry import RegistryOptions as RegistryOptions
     from orlop.client.spec import SpecOptions as SpecOptions
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
     from orlop.client.sync import Task as Task
     from orlop.client.tasks import Exit as Exit
     from orlop.client.tasks import TaskStatus as TaskStatus
+    from orlop.core.transfer.naming import Naming as Naming
+    from orlop.core.transfer.progress import Progress as Progress
     from orlop.engine import Engine as Engine
 
 _ORIGINS: Final = {
@@ -43,11 +43,11 @@ _ORIGINS: Final = {
     "Image": "orlop.client.sync",
     "ImageStatus": "orlop.client.images",
     "LogIO": "orlop.client.io",
-    "Naming": "orlop.client.archive",
+    "Naming": "orlop.core.transfer.naming",
     "NullIO": "orlop.client.io",
     "OrlopError": "orlop.base.errdefs",
     "Process": "orlop.client.sync",
-    "Progress": "orlop.client.progress",
+    "Progress": "orlop.core.transfer.progress",
     "PullOptions": "orlop.client.pull",
     "RegistryOptions": "orlop.client.registry",
     "SpecOptions": "orlop.client.spec",

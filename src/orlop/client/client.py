@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as PackedAny
     from google.protobuf.message import Message
 
-    from orlop.client.archive import Naming
     from orlop.client.channel import Channel, Request, Response, Rpc
     from orlop.client.containers import Container, Containers
     from orlop.client.content import Content
@@ -22,12 +21,13 @@ if TYPE_CHECKING:
     from orlop.client.introspection import Introspection, Version
     from orlop.client.leases import Leases
     from orlop.client.namespaces import Namespaces
-    from orlop.client.progress import Callback
     from orlop.client.pull import PullOptions
     from orlop.client.registry import RegistryOptions
     from orlop.client.snapshots import Snapshots
     from orlop.client.spec import SpecOptions
     from orlop.client.tasks import ProcessState, Task
+    from orlop.core.transfer.naming import Naming
+    from orlop.core.transfer.progress import Callback
     from orlop.oci.image import Descriptor
 
 
@@ -232,8 +232,9 @@ class Client:
     ) -> "Image":
         """Bring an image from its registry, name it, and unpack it.
 
-        All blobs come at once, each verified; what an interrupted pull has brought is not fetched again. Until the
-        image has its name a lease holds what is there.
+        All blobs come at once, each verified; what an interrupted pull has brought is not fetched again. Layers are
+        unpacked while others are still coming; those that have a snapshot already are not fetched. Until the image has
+        its name a lease holds what is there.
 
         Args:
             ref: full reference, such as `docker.io/library/redis:latest`.
@@ -246,19 +247,19 @@ class Client:
             UnauthenticatedError, PermissionDeniedError: it does not let us.
             UnavailableError: it does not answer.
         """
-        from orlop.client.progress import ignore
-        from orlop.client.pull import PullOptions, fetch, pull
+        from orlop.client.pull import PullOptions, pull
         from orlop.client.registry import RegistryOptions
+        from orlop.core.transfer.progress import ignore
 
         wanted = options or PullOptions()
-        reach = registry or RegistryOptions()
-        tell = progress or ignore
-        if unpack:
-            name = await pull(
-                self._session, ref, registry=reach, options=wanted, snapshotter=snapshotter, progress=tell
-            )
-        else:
-            name = await fetch(self._session, ref, registry=reach, options=wanted, progress=tell)
+        name = await pull(
+            self._session,
+            ref,
+            registry=registry or RegistryOptions(),
+            options=wanted,
+            snapshotter=snapshotter if unpack else "",
+            progress=progress or ignore,
+        )
         return await self.images.get(name, platform=wanted.platform or None)
 
     async def push(
@@ -283,9 +284,9 @@ class Client:
             platform: of an index only the manifest that suits.
             nondistributable: also layers that are not meant to be pushed.
         """
-        from orlop.client.progress import ignore
         from orlop.client.push import push
         from orlop.client.registry import RegistryOptions
+        from orlop.core.transfer.progress import ignore
 
         return await push(
             self._session,
@@ -310,9 +311,9 @@ class Client:
         progress: "Callback | None" = None,
     ) -> "Descriptor":
         """Push one blob of the content store to a repository."""
-        from orlop.client.progress import ignore
         from orlop.client.push import push_object
         from orlop.client.registry import RegistryOptions
+        from orlop.core.transfer.progress import ignore
 
         return await push_object(
             self._session,
@@ -342,6 +343,7 @@ class Client:
         naming: "Naming | None" = None,
         platform: str | None = None,
         all_platforms: bool = True,
+        compress: bool = False,
         progress: "Callback | None" = None,
     ) -> "list[Image]":
         """Store the images of an archive: an OCI layout or what `docker save` writes, plain, gzip or zstd.
@@ -351,20 +353,27 @@ class Client:
             naming: how images are called that the archive gives only a tag.
             platform: of an index only what suits this specifier; without one everything, or with
                 `all_platforms=False` what suits this machine.
+            compress: compress layers of a Docker archive that come plain.
             progress: called for each step of each blob.
 
         Raises:
             InvalidArgumentError: it is no archive of images; the text says what is wrong.
         """
         from orlop.base import platforms
-        from orlop.client.archive import Naming, import_images
+        from orlop.client.archives import import_images
         from orlop.client.images import matcher
-        from orlop.client.progress import ignore
+        from orlop.core.transfer.naming import Naming
+        from orlop.core.transfer.progress import ignore
 
-        wanted = platforms.ALL if all_platforms and not platform else matcher(platform)
-        return await import_images(
-            self._session, source, naming=naming or Naming(), matcher=wanted, progress=progress or ignore
+        names = await import_images(
+            self._session,
+            source,
+            naming=naming or Naming(),
+            matcher=platforms.ALL if all_platforms and not platform else matcher(platform),
+            compress=compress,
+            progress=progress or ignore,
         )
+        return [await self.images.get(name) for name in names]
 
     async def export(
         self,
@@ -377,18 +386,17 @@ class Client:
         skip_nondistributable: bool = False,
     ) -> None:
         """Write images into one archive that is an OCI layout and, with `manifest.json`, what `docker load` reads."""
-        from orlop.client.archive import export_images
+        from orlop.client.archives import export_images
         from orlop.client.images import matcher
+        from orlop.core.transfer.exporting import ExportOptions
 
-        await export_images(
-            self._session,
-            target,
-            names,
+        options = ExportOptions(
             matcher=matcher(platform),
             all_platforms=all_platforms,
             docker_manifest=docker_manifest,
             skip_nondistributable=skip_nondistributable,
         )
+        await export_images(self._session, target, names, options)
 
     def with_lease(self, lease_id: str) -> Self:
         """This client, whose calls name a lease that holds what they make."""

@@ -4,24 +4,23 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Self
+from typing import Self
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from orlop.api.services.content.v1 import content_pb2 as pb
 from orlop.base.errdefs import (
-    AlreadyExistsError,
     DataLossError,
     FailedPreconditionError,
     NotFoundError,
     OrlopError,
-    OutOfRangeError,
     UnavailableError,
 )
 from orlop.client.channel import Rpc
 from orlop.client.session import Duplex, Session
 from orlop.client.stamps import to_datetime
+from orlop.core.transfer import CHUNK_BYTES, MAX_READ_BYTES, read_blob, write_blob
 
 _SERVICE = "containerd.services.content.v1.Content"
 INFO = Rpc(_SERVICE, "Info", pb.InfoRequest, pb.InfoResponse)
@@ -33,11 +32,6 @@ STATUS = Rpc(_SERVICE, "Status", pb.StatusRequest, pb.StatusResponse)
 STATUSES = Rpc(_SERVICE, "ListStatuses", pb.ListStatusesRequest, pb.ListStatusesResponse)
 WRITE = Rpc(_SERVICE, "Write", pb.WriteContentRequest, pb.WriteContentResponse)
 ABORT = Rpc(_SERVICE, "Abort", pb.AbortRequest, Empty)
-
-# One message of a write; below the 4 MiB at which foreign peers' frames end.
-CHUNK_BYTES: Final = 1 << 20
-# What `read` accepts without being told more: manifests and configurations are far smaller.
-MAX_READ_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,17 +98,15 @@ class Content:
             NotFoundError: this namespace has no such blob.
             OutOfRangeError: it is larger than `max_bytes`.
         """
-        found = bytearray()
-        async with contextlib.aclosing(self.chunks(digest)) as chunks:
-            async for chunk in chunks:
-                found += chunk
-                if len(found) > max_bytes:
-                    raise OutOfRangeError(f"blob {digest} is larger than the {max_bytes} bytes that were expected")
-        return bytes(found)
+        return await read_blob(self, digest, max_bytes=max_bytes)
 
     async def status(self, ref: str) -> IngestStatus:
         """An ingest's state. Raises NotFoundError."""
         return _status((await self._session.call(STATUS, pb.StatusRequest(ref=ref))).status)
+
+    async def offset(self, ref: str) -> int:
+        """How far an ingest is. Raises NotFoundError."""
+        return (await self.status(ref)).offset
 
     async def ingests(self, filters: Sequence[str] = ()) -> list[IngestStatus]:
         """All unfinished writes that match one of the filters."""
@@ -151,19 +143,7 @@ class Content:
 
         It is no error if the blob is there already; then its labels are set.
         """
-        import hashlib
-
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        try:
-            async with await self.writer(ref, size=len(data), expected=expected or digest) as writer:
-                if writer.offset:
-                    await writer.truncate()
-                await writer.write(data)
-                return await writer.commit(size=len(data), expected=expected or digest, labels=labels)
-        except AlreadyExistsError:
-            if labels:
-                await self.label(expected or digest, labels)
-            return expected or digest
+        return await write_blob(self, ref, data, expected=expected, labels=labels)
 
     async def exists(self, digest: str) -> bool:
         """Whether this namespace has the blob."""

@@ -15,10 +15,10 @@ from orlop.client.channel import Rpc
 from orlop.client.content import Content
 from orlop.client.descriptors import from_pb, to_pb
 from orlop.client.leases import Held
-from orlop.client.progress import Callback, ignore
 from orlop.client.session import Session
-from orlop.client.snapshots import DEFAULT_SNAPSHOTTER
+from orlop.client.snapshots import DEFAULT_SNAPSHOTTER, Snapshots
 from orlop.client.stamps import to_datetime
+from orlop.core.transfer.progress import Callback, ignore
 from orlop.oci import media_types
 from orlop.oci.chain import chain_ids
 from orlop.oci.image import (
@@ -129,8 +129,6 @@ class Image:
 
     async def check(self, *, snapshotter: str = DEFAULT_SNAPSHOTTER) -> ImageStatus:
         """See what of it is there; fetches nothing."""
-        from orlop.client.unpack import is_unpacked
-
         try:
             _, manifest = await self._chosen()
         except NotFoundError:
@@ -139,7 +137,7 @@ class Image:
         present = [one for one in required if await self._content.exists(one.digest)]
         unpacked = False
         if any(one.digest == manifest.config.digest for one in present):
-            unpacked = await is_unpacked(self._session, (await self.config()).rootfs.diff_ids, snapshotter)
+            unpacked = await self.is_unpacked(snapshotter)
         return ImageStatus(
             available=True,
             required=required,
@@ -150,20 +148,21 @@ class Image:
 
     async def is_unpacked(self, snapshotter: str = DEFAULT_SNAPSHOTTER) -> bool:
         """Whether its snapshot is there."""
-        from orlop.client.unpack import is_unpacked
-
-        return await is_unpacked(self._session, (await self.config()).rootfs.diff_ids, snapshotter)
+        top = await self.chain_id()
+        return not top or await Snapshots(self._session, snapshotter).exists(top)
 
     async def unpack(self, *, snapshotter: str = DEFAULT_SNAPSHOTTER, progress: Callback | None = None) -> str:
         """Make its snapshot, where it is not there yet, and return the ChainID that is its name."""
-        from orlop.client.unpack import pair, unpack
+        from orlop.client.stores import SessionStores
+        from orlop.core.transfer.unpack import pair, unpack
 
         async with Held(self._session) as held:
             manifest = await self.manifest()
             config = await self.config()
             layers = pair(manifest.layers, config.rootfs.diff_ids, self.name)
             told = progress or ignore
-            return await unpack(held, layers, snapshotter=snapshotter, config=manifest.config.digest, progress=told)
+            stores = SessionStores(held)
+            return await unpack(stores, layers, snapshotter=snapshotter, config=manifest.config.digest, progress=told)
 
     async def delete(self, *, synchronous: bool = False) -> None:
         """Remove the name; the collector frees what nothing else keeps, before this returns if `synchronous`."""

@@ -1,23 +1,22 @@
-"""Pushing: blobs side by side, then the manifests that name them, then the indexes, so that a registry never has a
-manifest whose blobs it lacks.
+"""Pushing by the client itself, and single objects between registries and the content store.
 
-Source: PushContent in containerd's core/remotes/handlers.go.
+Source: Push in containerd's client/client.go; fetch-object and push-object of its ctr.
 """
 
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from orlop.base.errdefs import InvalidArgumentError, NotFoundError
 from orlop.base.platforms import Matcher
 from orlop.client.content import Content
 from orlop.client.images import Images, chosen, matcher
-from orlop.client.progress import Callback, Progress, Status
 from orlop.client.registry import RegistryOptions
 from orlop.client.session import Session
-from orlop.core.remotes import Pusher, PushStatus, ref_key
+from orlop.core.transfer.progress import Callback
+from orlop.core.transfer.push import Foreign, Pushing
 from orlop.oci import media_types
 from orlop.oci.digest import Digest
-from orlop.oci.image import Descriptor, decode_index, decode_manifest
+from orlop.oci.image import Descriptor
 
 if TYPE_CHECKING:
     from orlop.client.images import Image
@@ -41,7 +40,14 @@ async def push(
     async def whole(looped: Session) -> Descriptor:
         target = await _target(looped, ref, source, manifest, manifest_type, platform)
         async with registry.resolver() as resolver:
-            pushing = _Pushing(looped, resolver.pusher(ref), max_concurrent, nondistributable, progress)
+            pushing = Pushing(
+                Content(looped),
+                resolver.pusher(ref),
+                name=ref,
+                foreign=Foreign.PUSH if nondistributable else Foreign.SKIP,
+                gate=asyncio.Semaphore(max_concurrent) if max_concurrent > 0 else None,
+                progress=progress,
+            )
             await pushing.tree(target)
         return target
 
@@ -73,84 +79,10 @@ async def push_object(
         info = await Content(looped).info(Digest.parse(digest))
         descriptor = Descriptor(media_type=media_type, digest=Digest.parse(digest), size=info.size_bytes)
         async with registry.resolver() as resolver:
-            await _Pushing(looped, resolver.pusher(ref), 0, True, progress).one(descriptor)
+            await Pushing(Content(looped), resolver.pusher(ref), name=ref, progress=progress).one(descriptor)
         return descriptor
 
     return await session.looped(whole)
-
-
-class _Pushing:
-    def __init__(
-        self, session: Session, pusher: Pusher, max_concurrent: int, nondistributable: bool, progress: Callback
-    ) -> None:
-        self._session = session
-        self._content = Content(session)
-        self._pusher = pusher
-        self._limit = max_concurrent or 16
-        self._nondistributable = nondistributable
-        self._progress = progress
-        self._done: set[str] = set()
-
-    async def tree(self, descriptor: Descriptor, depth: int = 0) -> None:
-        """Push what is below a descriptor, then itself."""
-        if depth > 8:
-            raise InvalidArgumentError(f"push: index {descriptor.digest} lies more than 8 indexes deep")
-        if descriptor.digest in self._done:
-            return
-        self._done.add(descriptor.digest)
-        if media_types.is_index(descriptor.media_type):
-            index = decode_index(await self._content.read(descriptor.digest), what=f"index {descriptor.digest}")
-            for child in index.manifests:
-                await self.tree(child, depth + 1)
-        elif media_types.is_manifest(descriptor.media_type):
-            blob = await self._content.read(descriptor.digest)
-            manifest = decode_manifest(blob, what=f"manifest {descriptor.digest}")
-            blobs = {one.digest: one for one in (*manifest.layers, manifest.config)}
-            fresh = [
-                one
-                for one in blobs.values()
-                if one.digest not in self._done
-                and (self._nondistributable or not media_types.is_nondistributable(one.media_type))
-            ]
-            self._done.update(one.digest for one in fresh)
-            for one in fresh:
-                self._tell(one, Status.WAITING)
-            await self._session.gather([self._step(one) for one in fresh], limit=self._limit)
-        await self.one(descriptor)
-
-    async def one(self, descriptor: Descriptor) -> None:
-        """Push a descriptor's own content."""
-        try:
-            info = await self._content.info(descriptor.digest)
-        except NotFoundError as error:
-            raise NotFoundError(
-                f"push {ref_key(descriptor)}: its content is not here",
-                hint="fetch it first, or push one platform with --platform",
-            ) from error
-        sent = 0
-
-        async def pieces() -> AsyncIterator[bytes]:
-            nonlocal sent
-            sent = 0
-            async for chunk in self._content.chunks(descriptor.digest):
-                yield chunk
-                sent += len(chunk)
-                self._tell(descriptor, Status.UPLOADING, sent)
-
-        self._tell(descriptor, Status.UPLOADING)
-        result = await self._pusher.push(descriptor, pieces, labels=info.labels)
-        if result.status is not PushStatus.UPLOADED:
-            self._tell(descriptor, Status.EXISTS, descriptor.size)
-        self._tell(descriptor, Status.DONE, descriptor.size)
-
-    def _step(self, descriptor: Descriptor) -> Callable[[], Coroutine[Any, Any, None]]:
-        async def step() -> None:
-            await self.one(descriptor)
-
-        return step
-
-    def _tell(self, descriptor: Descriptor, status: Status, offset: int = 0) -> None:
-        self._progress(Progress(ref=ref_key(descriptor), status=status, offset=offset, total=descriptor.size))
 
 
 async def fetch_object(

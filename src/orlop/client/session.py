@@ -1,18 +1,16 @@
 """One client's way to a daemon: typed calls over a channel, with namespace, lease and deadline.
 
 Everything above (images, containers, tasks, pull and so on) is written against `Session` only, as coroutines. Where a
-step must wait for something else than an RPC it asks the session to: `blocking()` for a call that blocks, `gather()`
-for several steps at once, `looped()` for what needs an event loop in any case (the registry client). A blocking
-session does these in place.
+step must wait for something else than an RPC it asks the session to: `blocking()` for a call that blocks, `looped()`
+for what needs an event loop in any case (transfers). A blocking session does these in place.
 """
 
 import _thread  # `threading` costs what a blocking client does not need
 import contextvars
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from orlop.base.errdefs import OrlopError
 from orlop.client.channel import (
     LEASE_HEADER,
     NAMESPACE_HEADER,
@@ -169,28 +167,6 @@ class Session:
 
         return await asyncio.to_thread(function, *args, **kwargs)
 
-    async def gather(self, steps: Sequence[Callable[[], Coroutine[Any, Any, T]]], *, limit: int = 8) -> list[T]:
-        """Run steps at once, `limit` of them at a time (one after the other in a blocking client).
-
-        The first failure cancels the rest and is raised as it is.
-        """
-        if not self.asynchronous:
-            return [await step() for step in steps]
-        import asyncio
-
-        semaphore = asyncio.Semaphore(limit)
-
-        async def bounded(step: Callable[[], Coroutine[Any, Any, T]]) -> T:
-            async with semaphore:
-                return await step()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(bounded(step)) for step in steps]
-        except BaseExceptionGroup as failures:
-            raise first_error(failures) from None
-        return [task.result() for task in tasks]
-
     async def looped(self, operation: "Callable[[Session], Coroutine[Any, Any, T]]") -> T:
         """Run an operation that needs an event loop: on ours, or on a private one with its own connection."""
         if self.asynchronous:
@@ -248,19 +224,6 @@ class Duplex(Generic[Request, Response]):
     async def close(self) -> None:
         """Give the stream up."""
         await self._stream.close()
-
-
-def first_error(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error of a task group that its caller should see: ours before others, the first of its kind."""
-    flat: list[BaseException] = []
-    pending: list[BaseException] = [failures]
-    while pending:
-        error = pending.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            pending.extend(error.exceptions)
-        else:
-            flat.append(error)
-    return next((error for error in flat if isinstance(error, OrlopError)), flat[0])
 
 
 def _in_thread(whole: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -10,6 +10,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from orlop.api.services.snapshots.v1 import snapshots_pb2 as pb
 from orlop.api.types import mount_pb2
+from orlop.base.errdefs import NotFoundError
 from orlop.client.channel import Rpc
 from orlop.client.session import Session
 from orlop.client.stamps import to_datetime
@@ -102,6 +103,14 @@ class Snapshots:
         """A snapshot's record. Raises NotFoundError."""
         response = await self._session.call(STAT, pb.StatSnapshotRequest(snapshotter=self._name, key=key))
         return _info(response.info)
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is a snapshot of that key or name."""
+        try:
+            await self.stat(key)
+        except NotFoundError:
+            return False
+        return True
 
     async def label(self, key: str, labels: Mapping[str, str]) -> SnapshotInfo:
         """Set labels and keep the others; an empty value removes a label."""

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from orlop.client import namespaces as _namespaces
     from orlop.client import snapshots as _snapshots
     from orlop.client import tasks as _tasks
-    from orlop.client.archive import Naming
     from orlop.client.channel import Request, Response, Rpc
     from orlop.client.connect import Transport
     from orlop.client.containers import ContainerRecord
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from orlop.client.io import ProcessIO
     from orlop.client.leases import LeaseInfo, Resource
     from orlop.client.namespaces import Namespace
-    from orlop.client.progress import Callback
     from orlop.client.pull import PullOptions
     from orlop.client.registry import RegistryOptions
     from orlop.client.session import Session
@@ -50,6 +48,8 @@ if TYPE_CHECKING:
     from orlop.client.spec import SpecOptions
     from orlop.client.tasks import Exit, Metric, ProcessState, TaskStatus
     from orlop.core.mount import Mount
+    from orlop.core.transfer.naming import Naming
+    from orlop.core.transfer.progress import Callback
     from orlop.oci.image import Descriptor, Manifest
     from orlop.oci.image import Image as ImageConfig
     from orlop.oci.spec import Spec
@@ -125,6 +125,10 @@ class Content:
     def status(self, ref: str) -> IngestStatus:
         """An ingest's state. Raises NotFoundError."""
         return drive(self._inner.status(ref))
+
+    def offset(self, ref: str) -> int:
+        """How far an ingest is. Raises NotFoundError."""
+        return drive(self._inner.offset(ref))
 
     def ingests(self, filters: Sequence[str] = ()) -> list[IngestStatus]:
         """All unfinished writes that match one of the filters."""
@@ -343,6 +347,10 @@ class Snapshots:
     def stat(self, key: str) -> SnapshotInfo:
         """A snapshot's record. Raises NotFoundError."""
         return drive(self._inner.stat(key))
+
+    def exists(self, key: str) -> bool:
+        """Whether there is a snapshot of that key or name."""
+        return drive(self._inner.exists(key))
 
     def label(self, key: str, labels: Mapping[str, str]) -> SnapshotInfo:
         """Set labels and keep the others; an empty value removes a label."""
@@ -873,8 +881,9 @@ class Client:
     ) -> Image:
         """Bring an image from its registry, name it, and unpack it.
 
-        All blobs come at once, each verified; what an interrupted pull has brought is not fetched again. Until the
-        image has its name a lease holds what is there.
+        All blobs come at once, each verified; what an interrupted pull has brought is not fetched again. Layers are
+        unpacked while others are still coming; those that have a snapshot already are not fetched. Until the image has
+        its name a lease holds what is there.
 
         Args:
             ref: full reference, such as `docker.io/library/redis:latest`.
@@ -959,6 +968,7 @@ class Client:
         naming: Naming | None = None,
         platform: str | None = None,
         all_platforms: bool = True,
+        compress: bool = False,
         progress: Callback | None = None,
     ) -> list[Image]:
         """Store the images of an archive: an OCI layout or what `docker save` writes, plain, gzip or zstd.
@@ -968,6 +978,7 @@ class Client:
             naming: how images are called that the archive gives only a tag.
             platform: of an index only what suits this specifier; without one everything, or with
                 `all_platforms=False` what suits this machine.
+            compress: compress layers of a Docker archive that come plain.
             progress: called for each step of each blob.
 
         Raises:
@@ -977,7 +988,12 @@ class Client:
             Image(one)
             for one in drive(
                 self._inner.import_(
-                    source, naming=naming, platform=platform, all_platforms=all_platforms, progress=progress
+                    source,
+                    naming=naming,
+                    platform=platform,
+                    all_platforms=all_platforms,
+                    compress=compress,
+                    progress=progress,
                 )
             )
         ]

@@ -9,9 +9,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from orlop.client.progress import Progress, Status
 from orlop.cmd.tabwriter import TabWriter
 from orlop.cmd.units import binary
+from orlop.core.transfer.progress import Progress, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable

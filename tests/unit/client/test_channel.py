@@ -8,9 +8,8 @@ from functools import partial
 
 import pytest
 
-from orlop.base.errdefs import NotFoundError
 from orlop.client.channel import Channel, DrivenIterator, drive
-from orlop.client.session import Session, first_error
+from orlop.client.session import Session
 
 
 async def _double(value: int) -> int:
@@ -45,12 +44,6 @@ def test_leaving_a_stream_closes_it() -> None:
     with DrivenIterator(_count(closed)) as numbers:
         assert next(numbers) == 0
     assert closed == [True]
-
-
-def test_the_error_that_callers_see() -> None:
-    ours = NotFoundError("x")
-    group = BaseExceptionGroup("", [ValueError(), BaseExceptionGroup("", [ours])])
-    assert first_error(group) is ours
 
 
 def test_threads_open_one_channel() -> None:

@@ -36,7 +36,7 @@ def import_(
     snapshotter: str,
 ) -> None:
     """Import images from an archive: an OCI layout, or what docker save writes."""
-    from orlop.client.archive import Naming
+    from orlop.core.transfer.naming import Naming
 
     naming = Naming(base_name=base_name, digests=digests, skip_named=skip_digest_for_named, index_name=index_name)
     with _source(source) as file:

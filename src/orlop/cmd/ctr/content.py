@@ -92,7 +92,7 @@ def delete(app: App, digests: tuple[str, ...]) -> None:
 def ingest(app: App, key: str, expected_size: int, expected_digest: str) -> None:
     """Take standard input into the content store, under a key until it is whole."""
     from orlop.base.errdefs import AlreadyExistsError, InvalidArgumentError
-    from orlop.client.content import CHUNK_BYTES
+    from orlop.core.transfer import CHUNK_BYTES
     from orlop.oci.digest import Digest, new_hash
 
     if not key:

@@ -19,9 +19,9 @@ def apply(app: App, directory: str) -> None:
     import os
 
     from orlop.base.errdefs import NotFoundError
-    from orlop.client.content import CHUNK_BYTES
     from orlop.client.leases import unique_id
     from orlop.core.mount import Mount
+    from orlop.core.transfer import CHUNK_BYTES
     from orlop.oci.digest import Digest, new_hash
     from orlop.oci.image import Descriptor
     from orlop.oci.media_types import DOCKER_LAYER

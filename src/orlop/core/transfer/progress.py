@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orlop.oci.image import Descriptor
 
 
 class Status(StrEnum):
@@ -28,12 +32,16 @@ class Progress:
         ref: which thing: the image's name, `layer-sha256:…`, `manifest-sha256:…`, `config-sha256:…`, `index-sha256:…`.
         offset: bytes done.
         total: bytes in all, 0 where unknown.
+        parents: refs of the things that it was found in.
+        descriptor: of the thing, where it has one.
     """
 
     ref: str
     status: Status
     offset: int = 0
     total: int = 0
+    parents: tuple[str, ...] = ()
+    descriptor: "Descriptor | None" = None
 
 
 Callback = Callable[[Progress], None]
