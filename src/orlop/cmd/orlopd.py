@@ -16,7 +16,7 @@ from orlop.core.version import PACKAGE, VERSION, revision
 from orlop.linux import prctl
 from orlop.linux.signals import reset_internal
 from orlop.server import config as configuration
-from orlop.server import logs
+from orlop.server import logs, stacks
 from orlop.server.config import Config
 from orlop.server.daemon import Daemon
 from orlop.server.orphans import reap_orphans
@@ -100,11 +100,7 @@ async def _reload_at(hangup: asyncio.Event, daemon: Daemon, again: Callable[[], 
 
 
 def _dump_stacks() -> None:
-    import faulthandler
-
-    faulthandler.dump_traceback(all_threads=True)
-    for task in asyncio.all_tasks():
-        task.print_stack(file=sys.stderr)
+    print(stacks.text(), file=sys.stderr, end="", flush=True)
 
 
 def _set_oom_score(score: int) -> None:

@@ -35,6 +35,7 @@ MODULES: Final = (
     "orlop.plugins.services.images",
     "orlop.plugins.services.containers",
     "orlop.plugins.services.leases",
+    "orlop.plugins.monitor",
     "orlop.plugins.restart",
     "orlop.plugins.services.sandbox_store",
 )

@@ -15,22 +15,26 @@ import gc
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from orlop.base.errdefs import FailedPreconditionError, UnavailableError
 from orlop.base.rpc import Service
-from orlop.core.kinds import GRPC, TTRPC
+from orlop.core.kinds import GRPC, TASK_MONITOR, TTRPC
 from orlop.core.plugin import Registration
 from orlop.linux.cgroup_warmth import Warmth
 from orlop.server import builtins, reload
 from orlop.server.config import Config
+from orlop.server.counting import Calls, counted
 from orlop.server.doors import sockets
 from orlop.server.doors.ttrpc import TtrpcDoor
 from orlop.server.graph import Graph
 from orlop.server.reload import Outcome
 from orlop.server.warmth import WINDOW_S, heralded
+
+if TYPE_CHECKING:
+    from orlop.server.doors.http import HttpDoor
 
 log: Final = logging.getLogger(__name__)
 
@@ -51,6 +55,7 @@ class Daemon:
         self._plugins = plugins
         self._stack = contextlib.AsyncExitStack()
         self._warmth = Warmth(WINDOW_S) if config.warm_cgroups else None
+        self._calls = Calls(histogram=config.grpc_metrics.grpc_histogram) if config.metrics.address else None
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -82,8 +87,12 @@ class Daemon:
     @property
     def services(self) -> list[Service]:
         """The services for every door, by the order of their plug-ins' start."""
-        services = self.graph.all(GRPC).values()
-        return list(services) if self._warmth is None else heralded(services, self._warmth)
+        services = list(self.graph.all(GRPC).values())
+        if self._warmth is not None:
+            services = heralded(services, self._warmth)
+        if self._calls is not None:
+            services = counted(services, self._calls)
+        return services
 
     @contextlib.asynccontextmanager
     async def doors(self, *, grpc: bool = True) -> AsyncIterator[None]:
@@ -111,7 +120,27 @@ class Daemon:
             path = sockets.path_of(config.ttrpc_address)
             ttrpc_door = TtrpcDoor(path, everything, uid=config.ttrpc.uid, gid=config.ttrpc.gid)
             await stack.enter_async_context(ttrpc_door)
+            for pages in self._pages():
+                await stack.enter_async_context(pages)
+                log.info("serving HTTP", extra={"address": ", ".join(pages.addresses)})
             yield
+
+    def _pages(self) -> "Iterator[HttpDoor]":
+        """The listeners for metrics and debugging, where the configuration has addresses for them."""
+        config = self.config
+        if config.metrics.address and self._calls is not None:
+            from orlop.server.doors.http import HttpDoor, Page
+            from orlop.server.metrics import CONTENT_TYPE, Metrics
+
+            metrics = Metrics(self._calls, self.graph.all(TASK_MONITOR).values())
+            page = Page(lambda _query: metrics.page(), CONTENT_TYPE)
+            yield HttpDoor(config.metrics.address, {"/v1/metrics": page, "/metrics": page})
+        if config.debug_socket.address:
+            from orlop.server import debugging
+            from orlop.server.doors.http import HttpDoor
+
+            socket = config.debug_socket
+            yield HttpDoor(socket.address, debugging.pages(), uid=socket.uid, gid=socket.gid)
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Be a daemon: listen until `stop` is set."""
