@@ -469,7 +469,25 @@ class Extractor:
                 status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):
                     os.utime(name, ns=times, dir_fd=parent.fd, follow_symlinks=False)
+        if b"" in tree.opaque:
+            self._hide_below_root()
         self._result.opaque = sorted(tree.opaque)
+
+    def _hide_below_root(self) -> None:
+        """Hide each name that the lower layers have in their root: overlayfs looks for no opaque mark on its own."""
+        tree = self._tree
+        tree.opaque.discard(b"")
+        if tree.lower_fd < 0:
+            return
+        for name in sorted(map(os.fsencode, os.listdir(tree.lower_fd))):
+            try:
+                status = os.stat(name, dir_fd=tree.root.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=tree.root.fd)
+                tree.inodes += 1
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                tree.opaque.add(name)
 
 
 def clean(name: bytes) -> bytes:

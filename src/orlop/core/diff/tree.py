@@ -58,6 +58,7 @@ class Tree:
         always_inherits: the file system gives the parent's group to what is made in it (mount option grpid).
 
     Attributes:
+        lower_fd: root of the merged lower layers, or -1.
         opaque: real paths of directories that hide what is below them.
         times: access and modification times in nanoseconds that directories get at the end, by real path.
         inodes, bytes: what has been made and not removed again, in blocks of the file system.
@@ -74,6 +75,7 @@ class Tree:
     ) -> None:
         self._always_inherits = always_inherits
         self._open_limit = open_limit
+        self.lower_fd: Final = lower_fd
         status = os.fstat(root_fd)
         self.root: Final = Directory(root_fd, lower_fd, b"", always_inherits or bool(status.st_mode & stat.S_ISGID))
         self.layered: Final = lower_fd >= 0 if layered is None else layered
@@ -158,6 +160,8 @@ class Tree:
         """Let the directory hide what is below it (`opaque` is for the caller to carry out)."""
         if path not in self.opaque:
             self.opaque.add(path)
+            if not path:
+                self.root.lower = -1
             self.forget()
 
     def is_whiteout(self, status: os.stat_result) -> bool:

@@ -71,7 +71,7 @@ class Place:
     def _elsewhere(self) -> list[tuple[object, ...]]:
         found: list[tuple[object, ...]] = []
         for path in self._walk(self.base):
-            if path == self.root or self.root in path.parents or path.name.startswith("lower"):
+            if path == self.root or self.root in path.parents or "lower" in path.parts:
                 continue
             status = path.lstat()
             data = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""

@@ -312,9 +312,15 @@ def test_an_opaque_mark_on_the_root_empties_it_of_lower_layers_only(place):
     assert place.names() == {"new": "file", "newer": "file"}
 
 
-def test_an_opaque_mark_on_the_root_of_a_layer_is_told(place):
-    assert place.extract(member(b".wh..wh..opq"), member(b"f"), layered=True).opaque == [b""]
-    assert place.names() == {"f": "file"}
+@root_only
+def test_an_opaque_mark_on_the_root_of_a_layer_hides_each_name_below(place):
+    """overlayfs knows no such mark on a root."""
+    lower = place.base / "lower"
+    for name in ("old", "d", "e"):
+        (lower / name).mkdir(parents=True)
+    result = place.extract(member(b"d/f"), member(b".wh..wh..opq"), member(b"e"), lower=lower)
+    assert place.names() == {"d": "dir", "d/f": "file", "e": "file", "old": "char 0:0"}
+    assert result.opaque == [b"d"]
 
 
 @pytest.mark.parametrize("kind", [b"5", b"2", b"1", b"3", b"6"])

@@ -455,7 +455,7 @@ def test_gnu_tar_lists_what_we_read(written):
         for info, data in written:
             out.addfile(info, io.BytesIO(data))
     listing = subprocess.run(
-        ["tar", "-t", "--null", "--quoting-style=literal", "--show-transformed-names", "-f", "-"],
+        ["tar", "-P", "-t", "--null", "--quoting-style=literal", "--show-transformed-names", "-f", "-"],
         input=buffer.getvalue(),
         capture_output=True,
         check=True,
