@@ -331,12 +331,10 @@ class Reader:
             if len(text) > MAX_SPECIAL:
                 raise ArchiveError("the sparse map is too large", entry.name)
             numbers = [_decimal(b"GNU.sparse.map", part) for part in text.split(b",")]
+            if len(numbers) != 2 * _decimal(b"GNU.sparse.numblocks", pax.get(b"GNU.sparse.numblocks", b"")):
+                raise ArchiveError("the sparse map has the wrong length", entry.name)
         else:
             return
-        if len(numbers) % 2 or pax.get(b"GNU.sparse.numblocks", b"%d" % (len(numbers) // 2)) != b"%d" % (
-            len(numbers) // 2
-        ):
-            raise ArchiveError("the sparse map has the wrong length", entry.name)
         entry.name = pax.get(b"GNU.sparse.name") or entry.name
         size = pax.get(b"GNU.sparse.realsize") or pax.get(b"GNU.sparse.size")
         if size:

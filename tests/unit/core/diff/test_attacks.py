@@ -509,7 +509,11 @@ def test_sparse_bombs_are_bounded_by_their_full_length(place):
         place.extract(old_sparse(b"s", [(0, 0)], b"", real_size=1 << 31), limits=limits)
     with pytest.raises(LimitError, match="files of more than"):
         place.extract(
-            pax([(b"GNU.sparse.map", b"0,0"), (b"GNU.sparse.size", b"%d" % (1 << 31))]), member(), limits=limits
+            pax(
+                [(b"GNU.sparse.map", b"0,0"), (b"GNU.sparse.numblocks", b"1"), (b"GNU.sparse.size", b"%d" % (1 << 31))]
+            ),
+            member(),
+            limits=limits,
         )
     with pytest.raises(LimitError, match="files of more than"):
         place.extract(

@@ -297,6 +297,8 @@ def test_old_types_of_regular_files():
     ]
 
 
+ONE_BLOCK = (b"GNU.sparse.numblocks", b"1")
+
 # -- sparse files -------------------------------------------------------------------------------------------------
 
 
@@ -344,12 +346,13 @@ def test_a_sparse_entry_without_gnus_magic_is_refused():
     ("records", "data"),
     [
         ([(b"GNU.sparse.map", b"0,1,2")], b"x"),
-        ([(b"GNU.sparse.map", b"0,x")], b"x"),
+        ([(b"GNU.sparse.map", b"0,x"), ONE_BLOCK], b"x"),
         ([(b"GNU.sparse.map", b",")], b"x"),
         ([(b"GNU.sparse.map", b"0,1"), (b"GNU.sparse.numblocks", b"2")], b"x"),
-        ([(b"GNU.sparse.map", b"0,-1")], b"x"),
-        ([(b"GNU.sparse.map", b"0,9999999999999999999")], b"x"),
-        ([(b"GNU.sparse.map", b"0,1"), (b"GNU.sparse.size", b"x")], b"x"),
+        ([(b"GNU.sparse.map", b"0,-1"), ONE_BLOCK], b"x"),
+        ([(b"GNU.sparse.map", b"0,9999999999999999999"), ONE_BLOCK], b"x"),
+        ([(b"GNU.sparse.map", b"0,1"), (b"GNU.sparse.size", b"x"), ONE_BLOCK], b"x"),
+        ([(b"GNU.sparse.map", b"0,1")], b"x"),
         ([(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0")], b"x" * 512),
         ([(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0")], b"1\n" + b"0\n" * 300),
         ([(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0")], b"999999999999\n".ljust(1024, b"1")),
