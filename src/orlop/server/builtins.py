@@ -8,7 +8,6 @@ from typing import Final
 
 from orlop.core.kinds import SERVICE
 from orlop.core.plugin import Registration
-from orlop.server.config import Config
 
 log: Final = logging.getLogger(__name__)
 
@@ -19,9 +18,6 @@ MODULES: Final = (
     "orlop.plugins.services.events",
     "orlop.plugins.metadata",
     "orlop.plugins.trash",
-    "orlop.plugins.mounts.loop",
-    "orlop.plugins.mounts.erofs",
-    "orlop.plugins.mounts.manager",
     "orlop.plugins.runtime",
     "orlop.plugins.services.version",
     "orlop.plugins.services.health",
@@ -41,7 +37,6 @@ MODULES: Final = (
     "orlop.plugins.services.leases",
     "orlop.plugins.monitor",
     "orlop.plugins.restart",
-    "orlop.plugins.services.mounts",
     "orlop.plugins.services.sandbox_store",
 )
 
@@ -56,20 +51,6 @@ def registrations(*, with_entry_points: bool) -> list[Registration]:
     if with_entry_points:
         for point in entry_points(group=GROUP):
             found += foreign(point)
-    return found
-
-
-def configured(config: Config) -> list[Registration]:
-    """All plug-ins that the configuration asks for: those here, and those behind sockets.
-
-    Raises:
-        InvalidArgumentError: one behind a socket is of a type that there is none of.
-    """
-    found = registrations(with_entry_points=config.entry_points)
-    if config.proxy_plugins:
-        from orlop.plugins import proxy
-
-        found += [proxy.registration(name, one, config.root) for name, one in config.proxy_plugins.items()]
     return found
 
 

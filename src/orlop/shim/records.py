@@ -35,8 +35,7 @@ class Record:
         status: creating, created, running, paused or stopped.
         exit_status: 0-255; 255 with `exit_known` False where nobody could tell.
         keeper: pid, start time and descriptors of the keeper, or empty.
-        init_only: of init's record: socket (of the supervisor), command, root, systemd_cgroup, rootfs (mounted); and
-            checkpoint, of a task that is to be restored from one when it is started.
+        init_only: of init's record: socket (of the supervisor), command, root, systemd_cgroup, rootfs (mounted).
     """
 
     boot: str
@@ -62,10 +61,6 @@ class Record:
     shares_pids: bool = False
     io_uid: int = 0
     io_gid: int = 0
-    no_pivot: bool = False
-    criu_work_path: str = ""
-    checkpoint: str = ""
-    parent_checkpoint: str = ""
     version: int = VERSION
 
     @classmethod

@@ -7,9 +7,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -47,7 +46,6 @@ class CreateOptions:
         spec_type, spec: the runtime spec as the client gave it.
         options: the runtime's options; those of the task win over those of the container.
         checkpoint: directory of a checkpoint to restore, or empty.
-        lay_out: puts a checkpoint to restore into the directory that it is called with; used without `checkpoint`.
     """
 
     runtime: str
@@ -57,7 +55,6 @@ class CreateOptions:
     io: ProcessIO = field(default_factory=ProcessIO)
     options: AnyMessage | None = None
     checkpoint: str = ""
-    lay_out: Callable[[Path], Awaitable[None]] | None = None
 
 
 class TaskManager:
@@ -112,13 +109,12 @@ class TaskManager:
         try:
             bundle = self._bundles.create(namespace, task_id, options.spec_type, options.spec)
             try:
-                checkpoint = options.checkpoint or await _lay_out(bundle, options)
                 shim = await self._shim_for(bundle, binary, options.options)
             except BaseException:
                 await self._discard(bundle)
                 raise
             try:
-                reply = await self._create_in(shim, bundle, options, checkpoint)
+                reply = await self._create_in(shim, bundle, options)
             except BaseException:
                 await asyncio.shield(self._abandon(shim, bundle))
                 raise
@@ -190,9 +186,7 @@ class TaskManager:
         self._shims[key] = shim
         return shim
 
-    async def _create_in(
-        self, shim: Shim, bundle: Bundle, options: CreateOptions, checkpoint: str
-    ) -> shim_pb2.CreateTaskResponse:
+    async def _create_in(self, shim: Shim, bundle: Bundle, options: CreateOptions) -> shim_pb2.CreateTaskResponse:
         request = shim_pb2.CreateTaskRequest(
             id=bundle.id,
             bundle=str(bundle.path),
@@ -200,7 +194,7 @@ class TaskManager:
             stdin=options.io.stdin,
             stdout=options.io.stdout,
             stderr=options.io.stderr,
-            checkpoint=checkpoint,
+            checkpoint=options.checkpoint,
             options=options.options,
             rootfs=[
                 mount_pb2.Mount(type=m.type, source=m.source, target=m.target, options=m.options)
@@ -345,13 +339,3 @@ class TaskManager:
         self._publish(bundle.namespace, "/tasks/exit", exited)
         self._publish(bundle.namespace, "/tasks/delete", deleted)
         await self._discard(bundle)
-
-
-async def _lay_out(bundle: Bundle, options: CreateOptions) -> str:
-    """Have a checkpoint laid out in the bundle's work directory, where it stays until the task is deleted."""
-    if options.lay_out is None:
-        return ""
-    directory = bundle.work.resolve() / "checkpoint"
-    directory.mkdir(mode=0o700)
-    await options.lay_out(directory)
-    return str(directory)

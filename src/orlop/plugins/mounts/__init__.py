@@ -1,1 +1,0 @@
-"""The manager of mounts, and the handlers of what mount(2) does not know."""
