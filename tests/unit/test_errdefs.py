@@ -28,3 +28,8 @@ def test_a_foreign_message_is_kept_as_it_is():
 def test_foreign_exceptions_are_internal_and_timeouts_are_deadlines():
     assert errdefs.to_status(ValueError("x")) == (13, "ValueError: x")
     assert errdefs.to_status(TimeoutError())[0] == 4
+
+
+def test_a_foreign_message_may_end_in_the_class_word_in_another_way():
+    assert str(errdefs.from_status(5, "task one not found")) == "task one not found"
+    assert str(errdefs.from_status(5, "not found")) == "not found"

@@ -206,9 +206,7 @@ def from_status(code: int, message: str) -> OrlopError:
             text = text[: -len(ending)]
             break
     error = cls(text)
-    if str(error) != message:
-        error.__class__ = _verbatim(cls)
-    return error
+    return error if str(error) == message else _verbatim(cls)(message)
 
 
 def _verbatim(cls: type[OrlopError]) -> type[OrlopError]:

@@ -40,8 +40,10 @@ def validate(key: str, value: str) -> None:
     """Check one label.
 
     Raises:
-        InvalidArgumentError: key and value have more than 4096 bytes together.
+        InvalidArgumentError: the key is empty, or key and value have more than 4096 bytes together.
     """
+    if not key:
+        raise InvalidArgumentError(f"label without a key, value: {value[:_SHOWN_KEY_LENGTH]}")
     size = len(key.encode("utf-8", "surrogateescape")) + len(value.encode("utf-8", "surrogateescape"))
     if size > MAX_SIZE:
         raise InvalidArgumentError(

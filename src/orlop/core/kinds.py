@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from orlop.core.events import Exchange
     from orlop.core.metadata import Database
     from orlop.core.metadata.trash import Trash
+    from orlop.core.mount.activation import Handler
+    from orlop.core.mount.manager import MountManager
     from orlop.core.runtime import TaskManager
     from orlop.core.snapshots import Snapshotter
     from orlop.core.snapshots.stores import Stores
@@ -22,6 +24,8 @@ EVENT: "Final[Kind[Exchange]]" = Kind("io.containerd.event.v1")
 CONTENT: Final[Kind[Any]] = Kind("io.containerd.content.v1")
 SNAPSHOTTER: "Final[Kind[Snapshotter]]" = Kind("io.containerd.snapshotter.v1")
 SNAPSHOTS: "Final[Kind[Stores]]" = Kind("io.orlop.snapshots.v1")
+MOUNT_HANDLER: "Final[Kind[Handler]]" = Kind("io.containerd.mount-handler.v1")
+MOUNT_MANAGER: "Final[Kind[MountManager]]" = Kind("io.containerd.mount-manager.v1")
 DIFFER: Final[Kind[Any]] = Kind("io.containerd.differ.v1")
 GC: Final[Kind[Any]] = Kind("io.containerd.gc.v1")
 LEASE: Final[Kind[Any]] = Kind("io.containerd.lease.v1")

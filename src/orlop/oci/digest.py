@@ -21,6 +21,14 @@ _HEX: Final = re.compile(r"[a-f0-9]+")
 _SHOWN_LENGTH: Final = 160
 
 
+class InvalidDigestError(InvalidArgumentError):
+    """A text that is no digest. `reason` is what go-digest says of it, which does not name the text."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(f"{reason} {quote(text[:_SHOWN_LENGTH])}")
+        self.reason = reason
+
+
 class Digest(str):
     """A validated digest. It is a text, so that databases, messages and paths take it as it is.
 
@@ -34,19 +42,21 @@ class Digest(str):
         """Check a digest from outside.
 
         Raises:
-            InvalidArgumentError: the shape, the algorithm, the length or the alphabet is wrong.
+            InvalidDigestError: the shape, the algorithm, the length or the alphabet is wrong.
         """
         if isinstance(text, cls):
             return text
-        if len(text) > _SHOWN_LENGTH or not _SHAPE.fullmatch(text):
-            raise InvalidArgumentError(f"invalid checksum digest format {quote(text[:_SHOWN_LENGTH])}")
-        algorithm, _, encoded = text.partition(":")
+        algorithm, _, encoded = text[:_SHOWN_LENGTH].partition(":")
+        if not algorithm or not encoded:
+            raise InvalidDigestError("invalid checksum digest format", text)
         if algorithm not in HEX_LENGTHS:
-            raise InvalidArgumentError(f"unsupported digest algorithm {quote(algorithm)}")
-        if len(encoded) != HEX_LENGTHS[algorithm]:
-            raise InvalidArgumentError(f"invalid checksum digest length {quote(text)}")
+            if len(text) > _SHOWN_LENGTH or not _SHAPE.fullmatch(text):
+                raise InvalidDigestError("invalid checksum digest format", text)
+            raise InvalidDigestError("unsupported digest algorithm", algorithm)
+        if len(text) != len(algorithm) + 1 + HEX_LENGTHS[algorithm]:
+            raise InvalidDigestError("invalid checksum digest length", text)
         if not _HEX.fullmatch(encoded):
-            raise InvalidArgumentError(f"invalid checksum digest format {quote(text)}")
+            raise InvalidDigestError("invalid checksum digest format", text)
         return cls(text)
 
     @classmethod

@@ -18,6 +18,9 @@ MODULES: Final = (
     "orlop.plugins.services.events",
     "orlop.plugins.metadata",
     "orlop.plugins.trash",
+    "orlop.plugins.mounts.loop",
+    "orlop.plugins.mounts.erofs",
+    "orlop.plugins.mounts.manager",
     "orlop.plugins.runtime",
     "orlop.plugins.services.version",
     "orlop.plugins.services.health",
@@ -37,6 +40,7 @@ MODULES: Final = (
     "orlop.plugins.services.leases",
     "orlop.plugins.monitor",
     "orlop.plugins.restart",
+    "orlop.plugins.services.mounts",
     "orlop.plugins.services.sandbox_store",
 )
 

@@ -12,6 +12,7 @@ under a running supervisor do not matter.
 | `task`, `process` | a container's task and its processes: states, exits, events in order |
 | `stdio`, `console`, `pump`, `keeper` | where input comes from and output goes to, and what keeps it beyond a crash |
 | `runtime`, `choice`, `spawn` | driving runc or crun; which of them; starting child processes |
+| `checkpoint` | dumping a container and restoring it |
 | `reaper` | the one place that waits for children |
 | `records`, `adoption` | what lies on disk about processes, and taking over from a supervisor that was killed |
 | `events`, `oom`, `cgroup`, `metrics` | publishing events; memory exhaustion; pids and statistics |

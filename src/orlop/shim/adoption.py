@@ -94,7 +94,11 @@ async def _adopt_task(task: Task, execs: list[Record]) -> None:
     handle = _open(init.record)
     if handle >= 0:
         task.cgroup = cgroup.Paths.of(init.pid)
-    _resume_io(task, init)
+    if init.record.checkpoint and not init.pid:
+        init.io = task.new_io(init.paths)  # nothing has been handed out yet
+        await init.io.open(task.shop.reaper, task.container, task.shop.namespace)
+    else:
+        _resume_io(task, init)
     for record in execs:
         process = Process(task.bundle, record)
         process.process_file = f"{task.bundle}/{records.DIRECTORY}/process-{record.exec_id}.json"

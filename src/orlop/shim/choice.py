@@ -21,6 +21,7 @@ from orlop.shim.options import Options
 from orlop.shim.paths import Place
 from orlop.shim.reaper import Reaper, boot_id
 from orlop.shim.runtime import Runtime, Stdio, find_program
+from orlop.shim.trees import remove_tree
 
 RUNTIME_VARIABLE: Final = "ORLOP_RUNTIME"
 # Fastest first. The last one is what everything was made for, and is taken untried.
@@ -115,7 +116,7 @@ class Chooser:
         finally:
             with contextlib.suppress(OrlopError):
                 await runtime.delete(name, bundle=bundle, force=True)
-            _remove_tree(bundle)
+            remove_tree(bundle)
         return ""
 
     @property
@@ -143,14 +144,6 @@ class Chooser:
 def _stamp(command: str) -> str:
     found = os.stat(command)
     return f"{found.st_mtime_ns}.{found.st_size}"
-
-
-def _remove_tree(top: str) -> None:
-    for directory, _directories, files in os.walk(top, topdown=False):
-        for name in files:
-            os.unlink(f"{directory}/{name}")
-        with contextlib.suppress(OSError):
-            os.rmdir(directory)
 
 
 def _make_bundle(bundle: str, name: str, program: bytes) -> None:

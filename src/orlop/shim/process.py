@@ -118,10 +118,13 @@ class Process:
         """Signal the process.
 
         Raises:
-            NotFoundError: it has ended. FailedPreconditionError: it was never started.
+            NotFoundError: it has ended, or is an init that is still to be restored from a checkpoint.
+            FailedPreconditionError: it is an exec that was never started.
         """
         if self.exit is not None:
             raise NotFoundError("process already finished")
+        if not self.pid and not self.exec_id:
+            raise NotFoundError("no such container")
         if not self.pid:
             raise FailedPreconditionError("process not created")
         try:

@@ -35,7 +35,8 @@ class Record:
         status: creating, created, running, paused or stopped.
         exit_status: 0-255; 255 with `exit_known` False where nobody could tell.
         keeper: pid, start time and descriptors of the keeper, or empty.
-        init_only: of init's record: socket (of the supervisor), command, root, systemd_cgroup, rootfs (mounted).
+        init_only: of init's record: socket (of the supervisor), command, root, systemd_cgroup, rootfs (mounted); and
+            checkpoint, of a task that is to be restored from one when it is started.
     """
 
     boot: str
@@ -61,6 +62,10 @@ class Record:
     shares_pids: bool = False
     io_uid: int = 0
     io_gid: int = 0
+    no_pivot: bool = False
+    criu_work_path: str = ""
+    checkpoint: str = ""
+    parent_checkpoint: str = ""
     version: int = VERSION
 
     @classmethod

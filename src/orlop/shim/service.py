@@ -6,7 +6,7 @@ codes of errors are those of containerd-shim-runc-v2 where it has one.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from typing import Final, Protocol, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -146,8 +146,14 @@ class TaskService:
 
     async def checkpoint(self, _call: Call, request: shim_pb2.CheckpointTaskRequest) -> Empty:
         task = self._tasks.task(request.id)
-        args = _checkpoint_arguments(task, request)
-        await _to_the_end(task.checkpoint(request.path, args))
+        wanted = oci_pb2.CheckpointOptions()
+        if request.options.type_url:
+            wanted.ParseFromString(request.options.value)
+        path = request.path or wanted.image_path
+        if not path:
+            raise InvalidArgumentError("checkpoint: no path for the image")
+        # As long as it takes: a large container's memory is written to a disk.
+        await asyncio.shield(task.checkpoint(path, wanted))
         return Empty()
 
     async def update(self, _call: Call, request: shim_pb2.UpdateTaskRequest) -> Empty:
@@ -238,28 +244,3 @@ def _checked_bundle(bundle: str) -> str:
     if found.st_mode & 0o170000 != 0o040000 or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise InvalidArgumentError(f"bundle {bundle}: must be a directory that only uid {os.geteuid()} may write")
     return bundle
-
-
-def _checkpoint_arguments(task: Task, request: shim_pb2.CheckpointTaskRequest) -> Sequence[str]:
-    """The runtime's options for a checkpoint. Source: runc-checkpoint(8), init.checkpoint in containerd's shim."""
-    wanted = oci_pb2.CheckpointOptions()
-    if request.options.type_url:
-        wanted.ParseFromString(request.options.value)
-    path = request.path or wanted.image_path
-    if not path:
-        raise InvalidArgumentError("checkpoint: no path for the image")
-    work = wanted.work_path or task.options.criu_work_path or f"{task.bundle}/criu-work"
-    args = ["--image-path", path, "--work-path", work]
-    flags = (
-        (not wanted.exit, "--leave-running"),
-        (wanted.open_tcp, "--tcp-established"),
-        (wanted.external_unix_sockets, "--ext-unix-sk"),
-        (wanted.terminal, "--shell-job"),
-        (wanted.file_locks, "--file-locks"),
-    )
-    args += [flag for on, flag in flags if on]
-    if wanted.cgroups_mode:
-        args += ["--manage-cgroups-mode", wanted.cgroups_mode]
-    for name in wanted.empty_namespaces:
-        args += ["--empty-ns", name]
-    return args

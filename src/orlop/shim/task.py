@@ -23,6 +23,7 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from orlop.api.events import task_pb2 as events_pb2
+from orlop.api.types.runc.options import oci_pb2
 from orlop.base.errdefs import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -33,7 +34,7 @@ from orlop.base.errdefs import (
 )
 from orlop.core.mount import Mount
 from orlop.core.mount.perform import mount_all
-from orlop.shim import cgroup, events, records
+from orlop.shim import cgroup, checkpoint, events, records
 from orlop.shim.events import Publisher
 from orlop.shim.oom import OomWatcher
 from orlop.shim.options import Options
@@ -90,8 +91,6 @@ class Task:
         self.execs: dict[str, Process] = {}
         self.options = Options(io_uid=record.io_uid, io_gid=record.io_gid)
         self.cgroup = cgroup.Paths()
-        self.checkpoint_path = ""
-        self.parent_checkpoint = ""
         self._lock = asyncio.Lock()
 
     @property
@@ -131,6 +130,10 @@ class Task:
             shares_pids=_shares_pids(request.bundle),
             io_uid=request.options.io_uid,
             io_gid=request.options.io_gid,
+            no_pivot=request.options.no_pivot,
+            criu_work_path=request.options.criu_work_path,
+            checkpoint=request.checkpoint,
+            parent_checkpoint=request.parent_checkpoint,
         )
         task = cls(workshop, record, request.bundle, runtime)
         task.options = request.options
@@ -142,7 +145,6 @@ class Task:
             undo.callback(task.init.close)
             await io.open(workshop.reaper, task.container, workshop.namespace)
             if request.checkpoint:
-                task.checkpoint_path, task.parent_checkpoint = request.checkpoint, request.parent_checkpoint
                 task.init.set_status(CREATED)
                 task._publish_create(request)
             else:
@@ -215,7 +217,7 @@ class Task:
             init = self.init
             init.starting = True
             try:
-                if self.checkpoint_path:
+                if self.init.record.checkpoint:
                     await self._restore()
                 else:
                     await self.runtime.start(self.container, bundle=self.bundle)
@@ -268,15 +270,10 @@ class Task:
     async def _restore(self) -> None:
         io = _of(self.init.io)
         pid_file = f"{self.bundle}/init.pid"
-        args = ["--image-path", self.checkpoint_path]
-        if self.options.criu_work_path:
-            args += ["--work-path", self.options.criu_work_path]
-        if self.options.no_pivot:
-            args.append("--no-pivot")
         with self.shop.reaper.expecting():
             await self.runtime.restore(
                 self.container,
-                args,
+                checkpoint.restore_options(self.init.record, self.bundle),
                 bundle=self.bundle,
                 pid_file=pid_file,
                 stdio=io.child,
@@ -300,7 +297,7 @@ class Task:
             raise AlreadyExistsError(f"id {exec_id}")
         if self.init.status in (PAUSED, STOPPED):
             raise UnknownError(f"cannot exec in a {self.init.status} state")
-        if self.checkpoint_path and self.init.status == CREATED:
+        if self.init.record.checkpoint and self.init.status == CREATED:
             raise UnknownError("cannot exec in a created state")
         document = _process_document(exec_id, paths, spec)
         record = Record(
@@ -374,12 +371,12 @@ class Task:
             finally:
                 os.unlink(path)
 
-    async def checkpoint(self, path: str, args: Sequence[str]) -> None:
-        """Dump the container; `args` are the runtime's own options."""
+    async def checkpoint(self, path: str, wanted: oci_pb2.CheckpointOptions) -> None:
+        """Dump the container into the directory `path`."""
         async with self._lock:
             words = {CREATED: "a task in created state", STOPPED: "a stopped container"}
             self._require_init({RUNNING, PAUSED}, "checkpoint", words)
-            await self.runtime.checkpoint(self.container, args, bundle=self.bundle)
+            await checkpoint.dump(self.runtime, self.container, self.bundle, path, wanted)
             event = events_pb2.TaskCheckpointed(container_id=self.container, checkpoint=path)
             self._publish(events.CHECKPOINTED, event)
 

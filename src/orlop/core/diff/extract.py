@@ -25,10 +25,14 @@ from orlop.core.diff.tree import Directory, Tree, copy_attributes
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT: Final = b".wh."
+_AUFS: Final = b".wh..wh."
 _OPAQUE: Final = b".wh..wh..opq"
 _PATH_MAX: Final = 4096
 _MAX_ID: Final = 0xFFFFFFFE  # the id after it means "leave as it is" to chown(2)
 _MAX_WARNINGS: Final = 20
+_MAX_PRIVILEGED: Final = 16 << 20
+_ARCHIVES_FAULT: Final = frozenset((errno.ENAMETOOLONG, errno.EFBIG, errno.EMLINK))  # whatever the file system
+_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 _ACL_DEFAULT: Final = b"system.posix_acl_default"
 
 
@@ -38,7 +42,7 @@ class Limits:
 
     Attributes:
         size: bytes of the uncompressed archive, and of its files together (sparse ones by their full length).
-        entries: number of entries.
+        entries: number of headers, those that only extend the next one included.
     """
 
     size: int = 1 << 40
@@ -78,7 +82,9 @@ class Extractor:
         self._tree = tree
         self._merging = merging
         self._limits = limits or Limits()
+        reader.max_entries = self._limits.entries
         self._total = 0
+        self._reported = 0
         self._unpacked: set[bytes] = set()
         self._late: dict[bytes, bytes] = {}
         self._result = Extracted()
@@ -102,6 +108,16 @@ class Extractor:
             ArchiveError: the archive is malformed, hostile or too large; `current` names the entry.
             OSError: the file system refuses.
         """
+        try:
+            self._entries()
+            self._finish()
+        except OSError as error:
+            if error.errno in _ARCHIVES_FAULT:
+                raise ArchiveError(os.strerror(error.errno).lower(), self.current) from error
+            raise
+        return self._result
+
+    def _entries(self) -> None:
         tree, read, make = self._tree, self._reader.next, self._make
         while True:
             self.current = None
@@ -113,6 +129,8 @@ class Extractor:
             path = clean(name)
             if not path:
                 continue  # the root's own entry: containerd leaves the snapshot's root as it is
+            if path.startswith(_AUFS) and path != _OPAQUE:
+                continue  # what aufs kept for itself and old layers have; containerd leaves it out too
             tree.trim()
             head, _, base = path.rpartition(b"/")
             parent = tree.directory(head)
@@ -122,15 +140,11 @@ class Extractor:
             make[entry.type](parent, base, entry)
             if self._merging:
                 self._remember(parent.child(base))
-        self._finish()
-        return self._result
 
     def _bound(self, entry: tar.Entry) -> None:
         self._total += entry.size
         if self._total > self._limits.size:
             raise LimitError(f"files of more than {self._limits.size} bytes")
-        if self._reader.entries > self._limits.entries:
-            raise LimitError(f"more than {self._limits.entries} entries")
         if entry.uid > _MAX_ID or entry.gid > _MAX_ID:
             raise ArchiveError(f"owner {entry.uid}:{entry.gid} is out of range")
 
@@ -423,7 +437,12 @@ class Extractor:
             if error.errno == errno.ENOTSUP or (error.errno == errno.EPERM and name.startswith(b"user.")):
                 self._ignore(name)  # the file system has none, or not for links, devices and fifos
             elif error.errno == errno.EPERM and name.startswith(b"security."):
+                self._reported += len(path) + len(name) + len(value)
+                if self._reported > _MAX_PRIVILEGED:
+                    raise LimitError(f"security attributes of more than {_MAX_PRIVILEGED} bytes") from error
                 self._result.privileged.append((path, name, value))
+            elif error.errno in _FULL:
+                raise
             else:
                 raise ArchiveError(f"attribute {shown(name)}: {error.strerror}") from error
 
@@ -450,7 +469,25 @@ class Extractor:
                 status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):
                     os.utime(name, ns=times, dir_fd=parent.fd, follow_symlinks=False)
+        if b"" in tree.opaque:
+            self._hide_below_root()
         self._result.opaque = sorted(tree.opaque)
+
+    def _hide_below_root(self) -> None:
+        """Hide each name that the lower layers have in their root: overlayfs looks for no opaque mark on its own."""
+        tree = self._tree
+        tree.opaque.discard(b"")
+        if tree.lower_fd < 0:
+            return
+        for name in sorted(map(os.fsencode, os.listdir(tree.lower_fd))):
+            try:
+                status = os.stat(name, dir_fd=tree.root.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=tree.root.fd)
+                tree.inodes += 1
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                tree.opaque.add(name)
 
 
 def clean(name: bytes) -> bytes:

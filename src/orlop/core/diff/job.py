@@ -35,6 +35,7 @@ from orlop.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
 _PROGRESS_EVERY: Final = 16 << 20
 _MAX_REPORT: Final = 256 << 20
+_PATH_MAX: Final = 4096
 _ESTALE_PATH: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 Message = dict[str, Any]  # JSON
@@ -136,7 +137,7 @@ def _relay(report: int, connection: socket.socket) -> Message:
     poll = select.poll()
     poll.register(report, select.POLLIN)
     poll.register(connection, select.POLLIN)
-    buffer = b""
+    buffer = bytearray()
     while True:
         for fd, _ in poll.poll():
             if fd != report:
@@ -149,7 +150,8 @@ def _relay(report: int, connection: socket.socket) -> Message:
                 raise LimitError("the worker's report is too large")
             if b"\n" not in data:
                 continue
-            *lines, buffer = buffer.split(b"\n")
+            *lines, rest = bytes(buffer).split(b"\n")
+            buffer = bytearray(rest)
             for line in lines:
                 message = json.loads(line)
                 if "done" in message or "error" in message:
@@ -168,6 +170,8 @@ def _privileged(root_fd: int, marks: str, done: Message) -> None:
 
 
 def _set(root_fd: int, path: bytes, flags: int, name: bytes, value: bytes) -> None:
+    if len(path) >= _PATH_MAX:
+        raise ArchiveError(f"{shown(path)} lies too deep for its attributes")
     try:
         fd = openat2(path or b".", os.O_RDONLY | flags, dir_fd=root_fd, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
     except OSError as error:

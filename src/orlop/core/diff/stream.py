@@ -166,7 +166,6 @@ class Pipeline:
         self._to_hash: queue.Queue[bytes | None] = queue.Queue(_DEPTH)
         self._hash = hashlib.sha256()
         self._go = threading.Event()
-        self._stopped = False
         self.size = 0
         self.consumed = 0
         self._threads = [
@@ -195,17 +194,6 @@ class Pipeline:
             thread.join()
         return f"sha256:{self._hash.hexdigest()}"
 
-    def stop(self) -> None:
-        """Give up: end the threads, whatever is left."""
-        self._stopped = True
-        self._go.set()
-        while any(thread.is_alive() for thread in self._threads):
-            for pending in (self._chunks, self._to_hash):
-                try:
-                    pending.get(timeout=0.01)
-                except queue.Empty:
-                    continue
-
     def _read(self, size: int) -> bytes:
         data = os.read(self._fd, size)
         self.consumed += len(data)
@@ -216,8 +204,6 @@ class Pipeline:
         end: BaseException | None = None
         try:
             for chunk in uncompressed(self._read):
-                if self._stopped:
-                    break
                 self.size += len(chunk)
                 if self.size > self._limit:
                     raise LimitError(f"more than {self._limit} bytes uncompressed")

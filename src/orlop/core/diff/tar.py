@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from orlop.core.diff.errors import ArchiveError
+from orlop.core.diff.errors import ArchiveError, LimitError
 
 BLOCK: Final = 512
 MAX_SPECIAL: Final = 1 << 20
@@ -102,7 +102,8 @@ class Reader:
         chunks: the archive, in pieces of any size but preferably about a megabyte.
 
     Attributes:
-        entries: how many headers have been read.
+        entries: how many headers have been read, those that extend the next one included.
+        max_entries: how many there may be.
     """
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
@@ -114,6 +115,7 @@ class Reader:
         self._numbers: dict[bytes, int] = {}
         self._sums: dict[bytes, int] = {}
         self.entries = 0
+        self.max_entries = _MAX_INT64
 
     def __iter__(self) -> Iterator[Entry]:
         while (entry := self.next()) is not None:
@@ -137,6 +139,8 @@ class Reader:
                 self._trailer()
                 return None
             self.entries += 1
+            if self.entries > self.max_entries:
+                raise LimitError(f"more than {self.max_entries} entries")
             fields = _HEADER.unpack(header)
             self._check_sum(header, fields)
             kind = fields[7]
@@ -145,7 +149,8 @@ class Reader:
                 if kind == _PAX:
                     pax = _pax_records(raw)
                 elif kind == _PAX_GLOBAL:
-                    _pax_records(raw)  # checked and ignored, as containerd does
+                    _pax_records(raw)  # checked and ignored, as containerd does; for Go it is an entry of its own,
+                    name, link, pax = b"", b"", None  # so that what came before it does not reach the next one
                 elif kind == _GNU_LONG_NAME:
                     name = raw.partition(b"\0")[0]
                 else:
@@ -326,12 +331,10 @@ class Reader:
             if len(text) > MAX_SPECIAL:
                 raise ArchiveError("the sparse map is too large", entry.name)
             numbers = [_decimal(b"GNU.sparse.map", part) for part in text.split(b",")]
+            if len(numbers) != 2 * _decimal(b"GNU.sparse.numblocks", pax.get(b"GNU.sparse.numblocks", b"")):
+                raise ArchiveError("the sparse map has the wrong length", entry.name)
         else:
             return
-        if len(numbers) % 2 or pax.get(b"GNU.sparse.numblocks", b"%d" % (len(numbers) // 2)) != b"%d" % (
-            len(numbers) // 2
-        ):
-            raise ArchiveError("the sparse map has the wrong length", entry.name)
         entry.name = pax.get(b"GNU.sparse.name") or entry.name
         size = pax.get(b"GNU.sparse.realsize") or pax.get(b"GNU.sparse.size")
         if size:
@@ -346,6 +349,8 @@ class Reader:
             lines = raw.count(b"\n")
             if wanted is None and lines:
                 wanted = 1 + 2 * _decimal(b"GNU.sparse.map", bytes(raw[: raw.index(b"\n")]))
+                if wanted < 1:
+                    raise ArchiveError("the sparse map's length is negative", entry.name)
             if wanted is not None and lines >= wanted:
                 break
             if self._left < BLOCK or len(raw) >= MAX_SPECIAL:
@@ -355,6 +360,8 @@ class Reader:
         return [_decimal(b"GNU.sparse.map", part) for part in parts]
 
     def _set_segments(self, entry: Entry, segments: Segments) -> None:
+        if not 0 <= entry.size <= _MAX_INT64:
+            raise ArchiveError("the sparse file's size is out of range", entry.name)
         end = total = 0
         for offset, length in segments:
             if length < 0 or offset < end or offset + length > entry.size:

@@ -16,6 +16,7 @@ import os
 import stat
 from typing import Final
 
+from orlop.core import trees
 from orlop.core.diff.errors import ArchiveError, LimitError, shown
 
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -57,6 +58,7 @@ class Tree:
         always_inherits: the file system gives the parent's group to what is made in it (mount option grpid).
 
     Attributes:
+        lower_fd: root of the merged lower layers, or -1.
         opaque: real paths of directories that hide what is below them.
         times: access and modification times in nanoseconds that directories get at the end, by real path.
         inodes, bytes: what has been made and not removed again, in blocks of the file system.
@@ -73,6 +75,7 @@ class Tree:
     ) -> None:
         self._always_inherits = always_inherits
         self._open_limit = open_limit
+        self.lower_fd: Final = lower_fd
         status = os.fstat(root_fd)
         self.root: Final = Directory(root_fd, lower_fd, b"", always_inherits or bool(status.st_mode & stat.S_ISGID))
         self.layered: Final = lower_fd >= 0 if layered is None else layered
@@ -157,6 +160,8 @@ class Tree:
         """Let the directory hide what is below it (`opaque` is for the caller to carry out)."""
         if path not in self.opaque:
             self.opaque.add(path)
+            if not path:
+                self.root.lower = -1
             self.forget()
 
     def is_whiteout(self, status: os.stat_result) -> bool:
@@ -167,7 +172,12 @@ class Tree:
         """Remove what is at `name`, with all that is inside."""
         path = parent.child(name)
         if stat.S_ISDIR(status.st_mode):
-            self._remove_tree(parent.fd, name)
+            self.forget()
+            fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent.fd)
+            try:
+                trees.remove_inside(fd, self._discount)
+            finally:
+                os.close(fd)
             os.rmdir(name, dir_fd=parent.fd)
         else:
             os.unlink(name, dir_fd=parent.fd)
@@ -303,42 +313,6 @@ class Tree:
             raise
         directory = self._real[path] = Directory(fd, lower, path, inherits)
         return directory
-
-    def _remove_tree(self, parent_fd: int, name: bytes) -> None:
-        """Empty a directory of any depth with three descriptors: down by name, up by ".."."""
-        self.forget()
-        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent_fd)
-        names: list[bytes] = []
-        try:
-            while True:
-                below = self._unlink_files(fd)
-                if below is not None:
-                    names.append(below)
-                    following = os.open(below, _OPEN_DIRECTORY, dir_fd=fd)
-                elif names:
-                    following = os.open(b"..", _OPEN_DIRECTORY, dir_fd=fd)
-                else:
-                    return
-                os.close(fd)
-                fd = following
-                if below is None:
-                    os.rmdir(names.pop(), dir_fd=fd)
-                    self.inodes -= 1
-                    self.bytes -= self.block
-        finally:
-            os.close(fd)
-
-    def _unlink_files(self, fd: int) -> bytes | None:
-        """Remove all but directories from `fd`; the name of a directory in it, or None if it is empty now."""
-        below = None
-        for name in map(os.fsencode, os.listdir(fd)):
-            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
-                below = name
-            else:
-                os.unlink(name, dir_fd=fd)
-                self._discount(status)
-        return below
 
     def _discount(self, status: os.stat_result) -> None:
         if stat.S_ISDIR(status.st_mode):

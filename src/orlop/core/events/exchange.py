@@ -17,11 +17,14 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orlop.api.types.event_pb2 import Envelope
-from orlop.base import filters, identifiers, namespaces
+from orlop.base import filters, identifiers
 from orlop.base.errdefs import InvalidArgumentError, ResourceExhaustedError
+from orlop.base.quoting import quote
 
 # Events that a subscriber may lag behind; at about 500 bytes each, a stuck subscriber holds a few MB.
 BACKLOG_LIMIT: Final = 16384
+# Of a topic that is none, an error shows as many characters.
+SHOWN_TOPIC: Final = 256
 _POOL: Final = descriptor_pool.Default()  # type: ignore[no-untyped-call]
 
 
@@ -116,10 +119,13 @@ class Exchange:
         Raises:
             InvalidArgumentError: topic, namespace or timestamp is missing or not valid.
         """
-        namespaces.validate(envelope.namespace)
+        try:
+            identifiers.validate(envelope.namespace)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"event envelope has invalid namespace: {error.text}") from None
         _validate_topic(envelope.topic)
         if not envelope.HasField("timestamp"):
-            raise InvalidArgumentError("envelope: timestamp must be set")
+            raise InvalidArgumentError("timestamp must be set on forwarded event")
         self._loop.call_soon_threadsafe(self._deliver, envelope)
 
     def subscribe(self, filter_texts: Sequence[str] = ()) -> Subscription:
@@ -154,15 +160,19 @@ class Exchange:
 
 
 def _validate_topic(topic: str) -> None:
+    shown = f"envelope topic {quote(topic[:SHOWN_TOPIC])}"
+    if not topic:
+        raise InvalidArgumentError(f"{shown}: must not be empty")
     if not topic.startswith("/"):
-        raise InvalidArgumentError(f"envelope topic \"{topic}\": must start with '/'")
+        raise InvalidArgumentError(f"{shown}: must start with '/'")
     if topic == "/":
-        raise InvalidArgumentError(f'envelope topic "{topic}": must have at least one component')
+        raise InvalidArgumentError(f"{shown}: must have at least one component")
     for component in topic[1:].split("/"):
         try:
             identifiers.validate(component)
         except InvalidArgumentError as error:
-            raise InvalidArgumentError(f'envelope topic "{topic}": component "{component}": {error.text}') from error
+            failed = f"failed validation on component {quote(component[:SHOWN_TOPIC])}"
+            raise InvalidArgumentError(f"{shown}: {failed}: {error.text}") from None
 
 
 def _field(envelope: Envelope, path: Sequence[str]) -> str | None:

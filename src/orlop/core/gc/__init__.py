@@ -3,10 +3,10 @@
     roots        leases that have not expired, and what they hold; images that have not expired; containers; what is
                  labelled `containerd.io/gc.root`; ingests that are being written, or were lately and by no lease
     references   image → its target; container → its snapshot; snapshot → its parent; ingest → the blob that it claims;
-                 the labels `containerd.io/gc.ref.content[.<x>]`, `.ref.image[.<x>]`,
+                 the labels `containerd.io/gc.ref.content[.<x>]`, `.ref.image[.<x>]`, `.ref.mount[.<x>]`,
                  `.ref.snapshot.<snapshotter>[/<x>]`, and turned around `.bref.container`, `.bref.content`,
-                 `.bref.image`, `.bref.snapshot.<snapshotter>`
-    collectible  leases, images, content records, ingests, snapshots
+                 `.bref.image`, `.bref.snapshot.<snapshotter>`; lease → the activations of mounts made under it
+    collectible  leases, images, content records, ingests, snapshots, activations of mounts
 
 `mark` is a pure function over these; `Graph` reads them out of the database; `Collector` removes, in one write
 transaction, what was not marked, and puts its bytes into the trash; `Scheduler` says when.

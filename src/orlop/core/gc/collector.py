@@ -38,6 +38,18 @@ class SnapshotRemover(Protocol):
         ...
 
 
+class MountRemover(Protocol):
+    """What the collector needs of the manager of mounts."""
+
+    def remove(self, tx: Transaction, number: int, /) -> None:
+        """Remove an activation's row; its mounts are undone after the transaction."""
+        ...
+
+    def collected(self) -> None:
+        """A collection is durable; called on the writer's thread."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """What a collection did.
@@ -67,6 +79,7 @@ class Collector:
     Args:
         content: removes records and ingests.
         snapshots: for each snapshotter, what removes its snapshots. Those of a snapshotter that is not loaded are kept.
+        mounts: removes activations of mounts; they are kept without one.
         image_deleted: publishes the event of an image that goes because it has expired.
     """
 
@@ -75,10 +88,12 @@ class Collector:
         content: ContentRemover,
         snapshots: Mapping[str, SnapshotRemover],
         *,
+        mounts: MountRemover | None = None,
         image_deleted: Callable[[Transaction, str, str], None] = lambda _tx, _namespace, _name: None,
     ) -> None:
         self._content = content
         self._snapshots = snapshots
+        self._mounts = mounts
         self._image_deleted = image_deleted
 
     def collect(self, tx: Transaction) -> Stats:
@@ -90,6 +105,8 @@ class Collector:
         garbage = [node for node in graph.collectible if node not in reachable]
         removed: Counter[Kind] = Counter()
         freed = self._sweep(tx, garbage, graph, removed)
+        if self._mounts is not None:
+            tx.after_commit(self._mounts.collected)
         # Its own removals are no reason to collect again.
         tx.mutations = tx.deletions = 0
         return Stats(
@@ -117,6 +134,10 @@ class Collector:
                     self._image_deleted(tx, node.namespace, node.key)
                 case Kind.LEASE:
                     tx.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (node.namespace, node.key))
+                case Kind.MOUNT:
+                    if self._mounts is None:
+                        continue
+                    self._mounts.remove(tx, graph.mounts[node])
             log.debug("collected", extra={"kind": node.kind.name.lower(), "namespace": node.namespace, "key": node.key})
             removed[node.kind] += 1
         # From the top down: a snapshot with children cannot be deleted.

@@ -21,7 +21,7 @@ class Graph:
         roots: what is held without being referred to.
         edges: what a node refers to.
         collectible: every node that may be removed.
-        snapshots: the number of each snapshot's node.
+        snapshots, mounts: the number of each snapshot's and each activation's node.
         below: the snapshot below each one that has one; the target of each image.
         next_expiry: when the next thing that is held by its date alone expires (nanoseconds), or None.
     """
@@ -31,6 +31,7 @@ class Graph:
         self.edges: defaultdict[Node, list[Node]] = defaultdict(list)
         self.collectible: list[Node] = []
         self.snapshots: dict[Node, int] = {}
+        self.mounts: dict[Node, int] = {}
         self.below: dict[Node, Node] = {}
         self.next_expiry: int | None = None
         self._now = 0
@@ -65,6 +66,7 @@ class Graph:
         graph._snapshots(tx)
         graph._containers(tx)
         graph._sandboxes(tx)
+        graph._mounts(tx)
         return graph
 
     def _leases(self, tx: Transaction) -> None:
@@ -139,6 +141,20 @@ class Graph:
         """A sandbox is no node: what its labels refer to is held while it is there."""
         for namespace, text in tx.execute("SELECT namespace, labels FROM sandboxes"):
             self.roots += [found.node for found in references(namespace, _gc_labels(text)) if not found.back]
+
+    def _mounts(self, tx: Transaction) -> None:
+        """Activations, but for those that are being performed. Of their labels only those that name back count."""
+        for number, namespace, name, lease, text in tx.execute(
+            "SELECT number, namespace, name, lease, labels FROM mounts WHERE completed_at IS NOT NULL"
+        ):
+            node = Node(Kind.MOUNT, namespace, name)
+            self.collectible.append(node)
+            self.mounts[node] = number
+            if lease:
+                self.edges[Node(Kind.LEASE, namespace, lease)].append(node)
+            for found in references(namespace, _gc_labels(text)):
+                if found.back:
+                    self.edges[found.node].append(node)
 
     def _rooted(self, node: Node, labels: Mapping[str, str]) -> None:
         if labels:

@@ -19,11 +19,13 @@ from orlop.core.gc.mark import Kind, Node
 
 PREFIX: Final = "containerd.io/gc."
 GC_REF_IMAGE: Final = "containerd.io/gc.ref.image"
+GC_REF_MOUNT: Final = "containerd.io/gc.ref.mount"
 
 # Labels that name one object: the key itself, or with a suffix after `.` or `/`.
 _PLAIN: Final = (
     (GC_REF_CONTENT, Kind.CONTENT, False),
     (GC_REF_IMAGE, Kind.IMAGE, False),
+    (GC_REF_MOUNT, Kind.MOUNT, False),
     (GC_BREF_CONTAINER, Kind.CONTAINER, True),
     (GC_BREF_CONTENT, Kind.CONTENT, True),
     (GC_BREF_IMAGE, Kind.IMAGE, True),

@@ -17,6 +17,7 @@ class Kind(IntEnum):
     IMAGE = 4
     LEASE = 5
     INGEST = 6
+    MOUNT = 7
 
 
 class Node(NamedTuple):

@@ -8,7 +8,7 @@ Source: containerd's core/metadata/images.go, its rules and its texts.
 import dataclasses
 import sqlite3
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 from orlop.base import fieldmask
 from orlop.base import filters as filter_language
@@ -19,7 +19,7 @@ from orlop.core.images import Image, Target
 from orlop.core.metadata import leases
 from orlop.core.metadata.database import Database, Transaction
 from orlop.core.metadata.rows import PAGE_SIZE, check_key, decode_map, encode_map
-from orlop.oci.digest import Digest
+from orlop.oci.digest import Digest, InvalidDigestError
 
 _FIELDS: Final = ("labels", "target", "annotations")
 _PAGE: Final = "SELECT * FROM images WHERE namespace = ? AND name > ? ORDER BY name LIMIT ?"
@@ -89,7 +89,7 @@ class ImageStore:
         tx.ensure_namespace(namespace)
         _hold_expiring(tx, namespace, image, lease)
         now = tx.now if at is None else at
-        created = dataclasses.replace(image, labels=_kept(image.labels), created_at=now, updated_at=now)
+        created = dataclasses.replace(_kept(image), created_at=now, updated_at=now)
         try:
             tx.execute(
                 "INSERT INTO images (namespace, name, media_type, digest, target_size, annotations, owner_uid,"
@@ -126,8 +126,7 @@ class ImageStore:
         _validate(merged)
         _hold_expiring(tx, namespace, merged, lease)
         updated = dataclasses.replace(
-            merged,
-            labels=_kept(merged.labels),
+            _kept(merged),
             created_at=current.created_at,
             updated_at=tx.now if at is None else at,
         )
@@ -184,16 +183,19 @@ def _validate(image: Image) -> None:
         raise InvalidArgumentError(f"image.Labels: {error.text}") from None
     try:
         Digest.parse(image.target.digest)
-    except InvalidArgumentError as error:
-        raise InvalidArgumentError(f"Target.Digest {quote(image.target.digest)} invalid: {error.text}") from None
+    except InvalidDigestError as error:
+        raise InvalidArgumentError(f"Target.Digest {quote(image.target.digest)} invalid: {error.reason}") from None
     if image.target.size <= 0:
         raise InvalidArgumentError("Target.Size must be greater than zero")
     if not image.target.media_type:
         raise InvalidArgumentError("Target.MediaType must be set")
 
 
-def _kept(labels: Any) -> dict[str, str]:
-    return {key: value for key, value in labels.items() if value}
+def _kept(image: Image) -> Image:
+    """The image as it is stored: without labels and annotations that have no value."""
+    annotations = {key: value for key, value in image.target.annotations.items() if value}
+    labels = {key: value for key, value in image.labels.items() if value}
+    return dataclasses.replace(image, labels=labels, target=dataclasses.replace(image.target, annotations=annotations))
 
 
 def _target(target: Target) -> tuple[str, str, int, str]:

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from orlop.base import filters as filter_language
-from orlop.base import labels as label_rules
 from orlop.base.errdefs import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnimplementedError
 from orlop.base.quoting import quote
 from orlop.core.leases import Lease, Resource
 from orlop.core.metadata.database import Database, Transaction
 from orlop.core.metadata.rows import check_key, decode_map, encode_map
-from orlop.oci.digest import Digest
+from orlop.oci.digest import Digest, InvalidDigestError
 
 CONTENT: Final = "content"
 INGESTS: Final = "ingests"
@@ -47,7 +46,8 @@ class LeaseStore:
             AlreadyExistsError, InvalidArgumentError
         """
         check_key(lease_id, "lease id")
-        label_rules.validate_all(labels)
+        if "" in labels:
+            raise InvalidArgumentError(f"lease {quote(lease_id)}: label without a key")
         tx.ensure_namespace(namespace)
         try:
             tx.execute(
@@ -76,6 +76,7 @@ class LeaseStore:
         """
         _require(tx, namespace, lease_id)
         _check(resource)
+        check_key(resource.id, "resource id")
         _insert(tx, namespace, lease_id, resource.type, resource.id)
         tx.mutated()
 
@@ -144,14 +145,13 @@ def _check(resource: Resource) -> None:
         if kind == CONTENT:
             try:
                 Digest.parse(resource.id)
-            except InvalidArgumentError as error:
-                raise InvalidArgumentError(f"invalid content resource id {resource.id}: {error.text}") from None
+            except InvalidDigestError as error:
+                raise InvalidArgumentError(f"invalid content resource id {resource.id}: {error.reason}") from None
     elif kind == SNAPSHOTS:
-        if len(rest) != 1:
+        if len(rest) != 1 or not rest[0]:
             raise InvalidArgumentError(f"invalid snapshot resource type {resource.type}")
     else:
         raise UnimplementedError(f"resource type {resource.type} not supported yet")
-    check_key(resource.id, "resource id")
 
 
 def _lease(row: sqlite3.Row) -> Lease:

@@ -83,7 +83,8 @@ class NamespaceStore:
         merged = {} if row is None or keys is None else decode_map(row["labels"])
         for key in labels if keys is None else keys:
             value = labels.get(key, "")
-            _validate({key: value})
+            if key or value:
+                _validate({key: value})
             merged[key] = value
         merged = {key: value for key, value in merged.items() if value}
         tx.execute(

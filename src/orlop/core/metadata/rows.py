@@ -47,13 +47,12 @@ def decode_extensions(text: str) -> dict[str, bytes]:
 
 
 def merge_extensions(current: Mapping[str, bytes], given: Mapping[str, bytes], key: str | None) -> dict[str, bytes]:
-    """Extensions after an update: wholly `given`, or `current` with one key taken from `given` (or removed)."""
-    if key is None:
-        return dict(given)
-    merged = {name: value for name, value in current.items() if name != key}
-    if key in given:
-        merged[key] = given[key]
-    return merged
+    """Extensions after an update with all that is `given`, or with one key of it.
+
+    What is given is added or takes the place of what is there; nothing is removed, as in containerd, whose
+    WriteExtensions (core/metadata/boltutil) only writes. A key that is named and not given becomes an empty `Any`.
+    """
+    return {**current, **(given if key is None else {key: given.get(key, b"")})}
 
 
 def check_key(key: str, what: str) -> str:

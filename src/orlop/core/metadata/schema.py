@@ -19,6 +19,7 @@ Labels, annotations and extensions are JSON objects of strings (extensions: base
     snapshots         number                        namespace + snapshotter + name; parent is another row's number
     leases            namespace, id                 labels (expiry among them)
     lease_resources   namespace, lease, type, id    what a lease holds: content, snapshots/<name>, ingests, images
+    mounts            number                        namespace + name of an activation; what was mounted, what is left
     trash             path                          what is to be unlinked later, below <root>/trash
     facts             key                           the server's uuid and the like
 
@@ -148,5 +149,21 @@ CREATE TABLE facts (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST,)
+# A row lives as long as its mounts, so it does not keep its namespace; `completed_at` is NULL while they are performed.
+# Numbers never come again: they name directories that a crash may leave.
+_MOUNTS: Final = f"""
+CREATE TABLE mounts (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    namespace TEXT NOT NULL,
+    name TEXT NOT NULL,
+    active TEXT NOT NULL DEFAULT '[]',
+    system TEXT NOT NULL DEFAULT '[]',
+    lease TEXT NOT NULL DEFAULT '',
+    completed_at INTEGER,
+    {_OWNED},
+    UNIQUE (namespace, name)
+) STRICT;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _MOUNTS)
 VERSION: Final = len(MIGRATIONS)

@@ -20,13 +20,13 @@ import errno
 import itertools
 import logging
 import os
-import shutil
 import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
 
+from orlop.core import trees
 from orlop.core.metadata.database import Database, Transaction
 
 log: Final = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def _unlink(path: Path) -> None:
     try:
         mode = os.lstat(path).st_mode
         if stat.S_ISDIR(mode):
-            shutil.rmtree(path)
+            trees.remove(path)
         else:
             os.unlink(path)
     except FileNotFoundError:

@@ -70,6 +70,7 @@ class Parsed:
         propagation: MS_SHARED and its like (with MS_REC), or 0.
         data: what only the file system understands, in order.
         uid_maps, gid_maps: the id mapping asked for; empty for none.
+        loop: the source is a file, to be mounted as a block device.
     """
 
     flags: int = 0
@@ -77,15 +78,17 @@ class Parsed:
     data: tuple[str, ...] = ()
     uid_maps: tuple[IDMap, ...] = ()
     gid_maps: tuple[IDMap, ...] = ()
+    loop: bool = False
 
 
 def parse(options: Iterable[str]) -> Parsed:
     """Sort mount options; of words that contradict each other the last one holds.
 
     Raises:
-        InvalidArgumentError: `loop` (no snapshot of ours needs it), or an id mapping that is malformed or has one half.
+        InvalidArgumentError: an id mapping is malformed or has one half.
     """
     flags = propagation = 0
+    loop = False
     data: list[str] = []
     maps: dict[str, tuple[IDMap, ...]] = {}
     for option in options:
@@ -98,7 +101,7 @@ def parse(options: Iterable[str]) -> Parsed:
             key, _, value = option.partition("=")
             maps[key] = _parse_maps(option, value)
         elif option == "loop":
-            raise InvalidArgumentError('mount option "loop": loop devices are not set up here')
+            loop = True
         elif option:
             data.append(option)
     if len(maps) == 1:
@@ -109,6 +112,7 @@ def parse(options: Iterable[str]) -> Parsed:
         data=tuple(data),
         uid_maps=maps.get("uidmap", ()),
         gid_maps=maps.get("gidmap", ()),
+        loop=loop,
     )
 
 

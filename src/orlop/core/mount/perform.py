@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from orlop.base import errdefs
@@ -111,6 +112,22 @@ def temp_mount(mounts: Sequence[Mount], directory: str | None = None) -> Iterato
         yield path
 
 
+def unmount_below(directory: str, *, patience_s: float = 0.0) -> None:
+    """Detach every mount at and below `directory`, the last one first; nothing there is success.
+
+    Raises:
+        OrlopError: FailedPreconditionError if one is busy; those before it are detached.
+    """
+    for path in reversed(mounts_below(directory)):
+        unmount(path, patience_s=patience_s)
+
+
+def mounts_below(directory: str) -> list[str]:
+    """Where something is mounted at and below `directory`, in the order of mounting; once for each mount."""
+    inside = os.path.realpath(directory).rstrip("/") + "/"
+    return [entry.mount_point for entry in mnt.mountinfo() if f"{entry.mount_point}/".startswith(inside)]
+
+
 def is_mounted(target: str) -> bool:
     """Whether a mount is attached at `target`, by /proc/self/mountinfo."""
     real = os.path.realpath(target)
@@ -166,7 +183,13 @@ def _target(mount: Mount, root: str) -> Iterator[str]:
 
 
 def _attach(mount: Mount, parsed: options.Parsed, path: str) -> None:
-    if parsed.uid_maps:
+    if parsed.loop:
+        from orlop.core.mount import loop
+
+        with loop.attached(mount.source, readonly=bool(parsed.flags & mnt.MS_RDONLY)) as device:
+            # Mounted, the device goes with the mount.
+            _attach(replace(mount, source=device.path), replace(parsed, loop=False), path)
+    elif parsed.uid_maps:
         from orlop.core.mount import idmap
 
         idmap.attach(mount, parsed, path)

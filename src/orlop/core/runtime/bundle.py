@@ -72,6 +72,11 @@ class Bundle:
     def rootfs(self) -> Path:
         return self.path / "rootfs"
 
+    @property
+    def work(self) -> Path:
+        """Where large things of the task lie: on disk, and gone with the bundle."""
+        return self.path / "work"
+
     def write(self, name: str, data: bytes) -> None:
         """Put a small file into the bundle, whole or not at all."""
         scratch = self.path / f".{name}"
@@ -112,7 +117,7 @@ class Bundle:
         """
         work = None
         with contextlib.suppress(OSError):
-            work = Path(os.readlink(self.path / "work"))
+            work = Path(os.readlink(self.work))
         try:
             unmount_all(os.fspath(self.rootfs))
             _remove(self.path)
@@ -159,7 +164,7 @@ class Bundles:
                 bundle.rootfs.mkdir(mode=0o711)
                 work.mkdir(mode=0o711)
                 undo.callback(_remove, work)
-                (bundle.path / "work").symlink_to(work)
+                bundle.work.symlink_to(work)
                 if spec:
                     (bundle.path / "config.json").write_bytes(spec)
                 undo.pop_all()

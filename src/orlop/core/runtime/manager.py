@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -46,6 +47,7 @@ class CreateOptions:
         spec_type, spec: the runtime spec as the client gave it.
         options: the runtime's options; those of the task win over those of the container.
         checkpoint: directory of a checkpoint to restore, or empty.
+        lay_out: puts a checkpoint to restore into the directory that it is called with; used without `checkpoint`.
     """
 
     runtime: str
@@ -55,6 +57,7 @@ class CreateOptions:
     io: ProcessIO = field(default_factory=ProcessIO)
     options: AnyMessage | None = None
     checkpoint: str = ""
+    lay_out: Callable[[Path], Awaitable[None]] | None = None
 
 
 class TaskManager:
@@ -109,12 +112,13 @@ class TaskManager:
         try:
             bundle = self._bundles.create(namespace, task_id, options.spec_type, options.spec)
             try:
+                checkpoint = options.checkpoint or await _lay_out(bundle, options)
                 shim = await self._shim_for(bundle, binary, options.options)
             except BaseException:
                 await self._discard(bundle)
                 raise
             try:
-                reply = await self._create_in(shim, bundle, options)
+                reply = await self._create_in(shim, bundle, options, checkpoint)
             except BaseException:
                 await asyncio.shield(self._abandon(shim, bundle))
                 raise
@@ -186,7 +190,9 @@ class TaskManager:
         self._shims[key] = shim
         return shim
 
-    async def _create_in(self, shim: Shim, bundle: Bundle, options: CreateOptions) -> shim_pb2.CreateTaskResponse:
+    async def _create_in(
+        self, shim: Shim, bundle: Bundle, options: CreateOptions, checkpoint: str
+    ) -> shim_pb2.CreateTaskResponse:
         request = shim_pb2.CreateTaskRequest(
             id=bundle.id,
             bundle=str(bundle.path),
@@ -194,7 +200,7 @@ class TaskManager:
             stdin=options.io.stdin,
             stdout=options.io.stdout,
             stderr=options.io.stderr,
-            checkpoint=options.checkpoint,
+            checkpoint=checkpoint,
             options=options.options,
             rootfs=[
                 mount_pb2.Mount(type=m.type, source=m.source, target=m.target, options=m.options)
@@ -339,3 +345,13 @@ class TaskManager:
         self._publish(bundle.namespace, "/tasks/exit", exited)
         self._publish(bundle.namespace, "/tasks/delete", deleted)
         await self._discard(bundle)
+
+
+async def _lay_out(bundle: Bundle, options: CreateOptions) -> str:
+    """Have a checkpoint laid out in the bundle's work directory, where it stays until the task is deleted."""
+    if options.lay_out is None:
+        return ""
+    directory = bundle.work.resolve() / "checkpoint"
+    directory.mkdir(mode=0o700)
+    await options.lay_out(directory)
+    return str(directory)

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from orlop.api.runtime.task.v2 import shim_pb2
 from orlop.base import identifiers
-from orlop.base.errdefs import InvalidArgumentError, NotFoundError, UnavailableError
+from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError, UnavailableError, from_status
 from orlop.core.runtime.bundle import Bundle
 from orlop.core.runtime.shims import CALL_TIMEOUT_S, Shim
 
@@ -173,6 +173,6 @@ class Task:
         return await self.shim.call(method, request, reply, timeout_s=timeout_s)
 
 
-def absent(task_id: str) -> NotFoundError:
-    """The error for a container without a task, in containerd's words."""
-    return NotFoundError(f"task {task_id} not found")
+def absent(task_id: str) -> OrlopError:
+    """The error for a container without a task: a `NotFoundError` in containerd's words, which end there."""
+    return from_status(NotFoundError.code, f"task {task_id} not found")

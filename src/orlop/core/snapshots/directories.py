@@ -10,10 +10,10 @@ have one parent, so that many of them fit into a page of mount options.
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from orlop.core import trees
 from orlop.core.snapshots import Usage
 from orlop.linux.files import syncfs
 
@@ -92,7 +92,7 @@ def usage(directory: str) -> Usage:
     """
     size = inodes = 0
     seen: set[tuple[int, int]] = set()
-    for status in _walk(directory):
+    for status in trees.statuses(directory):
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
             identity = (status.st_dev, status.st_ino)
             if identity in seen:
@@ -101,20 +101,3 @@ def usage(directory: str) -> Usage:
         inodes += 1
         size += status.st_blocks * _BLOCK_BYTES
     return Usage(size, inodes)
-
-
-def _walk(directory: str) -> Iterator[os.stat_result]:
-    yield os.lstat(directory)
-    pending = [directory]
-    while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    try:
-                        yield entry.stat(follow_symlinks=False)
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(entry.path)
-                    except FileNotFoundError:  # removed by who is writing to an active snapshot
-                        continue
-        except FileNotFoundError:
-            continue

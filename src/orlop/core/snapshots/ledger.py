@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from orlop.base import errdefs
 from orlop.base import labels as labelling
-from orlop.core.metadata import Transaction
+from orlop.core.metadata import Transaction, leases
 from orlop.core.metadata.rows import decode_map, encode_map
 from orlop.core.snapshots import Kind, Snapshot, Usage, events, inherited, rows
 
@@ -213,22 +213,11 @@ class Ledger:
         Raises:
             NotFoundError: the lease does not exist.
         """
-        if not lease:
-            return
-        if tx.one("SELECT 1 FROM leases WHERE namespace = ? AND id = ?", (namespace, lease)) is None:
-            raise errdefs.NotFoundError(f'lease "{lease}" does not exist')
-        tx.execute(
-            "INSERT INTO lease_resources (namespace, lease, type, id) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (namespace, lease, f"snapshots/{self.name}", name),
-        )
+        leases.hold(tx, namespace, lease, f"{leases.SNAPSHOTS}/{self.name}", name)
 
     def release(self, tx: Transaction, namespace: str, lease: str, name: str) -> None:
         """Take a snapshot off the caller's lease; others that hold the name go on holding it."""
-        if lease:
-            tx.execute(
-                "DELETE FROM lease_resources WHERE namespace = ? AND lease = ? AND type = ? AND id = ?",
-                (namespace, lease, f"snapshots/{self.name}", name),
-            )
+        leases.release(tx, namespace, lease, f"{leases.SNAPSHOTS}/{self.name}", name)
 
     def _new_parent(self, queries: rows.Queries, commit: Commit, current: int | None) -> int:
         if current is not None:

@@ -8,7 +8,7 @@ from typing import Final
 from orlop.api.events import image_pb2 as events
 from orlop.base import durations
 from orlop.core.gc import Collector, Policy, Scheduler
-from orlop.core.kinds import CONTENT, GC, METADATA, SNAPSHOTS
+from orlop.core.kinds import CONTENT, GC, METADATA, MOUNT_MANAGER, SNAPSHOTS
 from orlop.core.metadata import Transaction
 from orlop.core.plugin import Context, Registration
 
@@ -43,7 +43,8 @@ async def _init(context: Context) -> Scheduler:
     db, content = context.get(METADATA), context.get(CONTENT)
     # Where snapshots do not work, whatever else there is must still be collected.
     snapshots = {name: store for stores in context.all(SNAPSHOTS).values() for name, store in stores.items()}
-    collector = Collector(content, snapshots, image_deleted=image_deleted)
+    mounts = next(iter(context.all(MOUNT_MANAGER).values()), None)
+    collector = Collector(content, snapshots, mounts=mounts, image_deleted=image_deleted)
     scheduler = Scheduler(db, collector, context.config.policy(), first=(content.sweep,))
     db.on_mutation = scheduler.mutated
     task = asyncio.get_running_loop().create_task(scheduler.run(), name="orlop-gc")
@@ -66,5 +67,5 @@ async def _init(context: Context) -> Scheduler:
 
 
 REGISTRATION: Final = Registration(
-    kind=GC, id="scheduler", requires=(METADATA, CONTENT, SNAPSHOTS), config=Config, init=_init
+    kind=GC, id="scheduler", requires=(METADATA, CONTENT, SNAPSHOTS, MOUNT_MANAGER), config=Config, init=_init
 )

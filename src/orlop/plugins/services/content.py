@@ -25,7 +25,7 @@ from orlop.base.rpc import Call, Service, bind
 from orlop.core.content import Info, Status, Store, Writer
 from orlop.core.kinds import CONTENT, GRPC
 from orlop.core.plugin import Context, Registration
-from orlop.oci.digest import Digest
+from orlop.oci.digest import Digest, InvalidDigestError
 from orlop.plugins.services.timestamps import to_timestamp
 
 log: Final = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ LIST_CHUNK: Final = 100
 
 # What a message has beside its data.
 _OVERHEAD: Final = 64
+# Of what is no digest, an error shows as many characters.
+_SHOWN_LENGTH: Final = 256
 
 
 class Content:
@@ -68,16 +70,16 @@ class Content:
     async def delete(self, call: Call, request: api.DeleteContentRequest) -> Empty:
         try:
             digest = Digest.parse(request.digest)
-        except InvalidArgumentError as error:
-            raise _plain(InvalidArgumentError, error.text) from None
+        except InvalidDigestError as error:
+            raise _plain(InvalidArgumentError, error.reason) from None
         await self._store.delete(_namespace(call), digest, lease=call.lease)
         return Empty()
 
     async def read(self, call: Call, request: api.ReadContentRequest) -> AsyncIterator[api.ReadContentResponse]:
         try:
             digest = Digest.parse(request.digest)
-        except InvalidArgumentError as error:
-            raise _plain(InvalidArgumentError, f"{request.digest}: {error.text}") from None
+        except InvalidDigestError as error:
+            raise _plain(InvalidArgumentError, f"{request.digest[:_SHOWN_LENGTH]}: {error.reason}") from None
         reader = await self._store.reader(_namespace(call), digest)
         try:
             at = max(request.offset, 0)
@@ -97,8 +99,8 @@ class Content:
     async def status(self, call: Call, request: api.StatusRequest) -> api.StatusResponse:
         try:
             status = await self._store.status(_namespace(call), request.ref)
-        except NotFoundError as error:
-            raise NotFoundError(f"could not get status for ref {quote(request.ref)}: {error.text}") from None
+        except OrlopError as error:
+            raise type(error)(f"could not get status for ref {quote(request.ref)}: {error.text}") from None
         return api.StatusResponse(status=_encode_status(status))
 
     async def list_statuses(self, call: Call, request: api.ListStatusesRequest) -> api.ListStatusesResponse:
@@ -122,7 +124,7 @@ class Content:
             lease=call.lease,
             owner_uid=call.peer.uid,
         )
-        session = _WriteSession(self._store, writer, call, namespace, first.ref)
+        session = _WriteSession(self._store, writer, call, namespace, first)
         try:
             request: api.WriteContentRequest | None = first
             while request is not None:
@@ -139,37 +141,46 @@ class Content:
 
 
 class _WriteSession:
-    """One Write stream: what the caller has said so far, and the writer."""
+    """One Write stream: what the caller has said so far, and the writer.
 
-    def __init__(self, store: Store, writer: Writer, call: Call, namespace: str, ref: str) -> None:
+    As in containerd, times and total are told when the caller asks by STAT, and from then on with every answer.
+    """
+
+    def __init__(
+        self, store: Store, writer: Writer, call: Call, namespace: str, first: api.WriteContentRequest
+    ) -> None:
         self._store = store
         self._writer = writer
         self._call = call
         self._namespace = namespace
-        self._ref = ref
-        self._total = 0
+        self._ref = first.ref
+        self._total = first.total
         self._expected = ""
+        self._told = api.WriteContentResponse()
 
     async def answer(self, request: api.WriteContentRequest) -> api.WriteContentResponse:
         status = self._writer.status()
-        response = api.WriteContentResponse(
-            action=request.action,
-            offset=status.offset,
-            started_at=to_timestamp(status.started_at),
-            updated_at=to_timestamp(status.updated_at),
-        )
         if request.expected:
             self._expected = request.expected
             await self._refuse_known(request.expected)
         if request.total > 0:
             self._total = request.total
-        response.total = self._total or status.total
-        if request.action != api.WriteAction.STAT:
-            response.offset = await self._take(request, status.offset)
-            if request.action == api.WriteAction.COMMIT:
+        told = self._told
+        told.action, told.offset = request.action, status.offset
+        match request.action:
+            case api.WriteAction.STAT:
+                told.started_at.CopyFrom(to_timestamp(status.started_at))
+                told.updated_at.CopyFrom(to_timestamp(status.updated_at))
+                told.total = self._total
+            case api.WriteAction.WRITE:
+                told.offset = await self._take(request, status.offset)
+            case api.WriteAction.COMMIT:
+                told.offset = await self._take(request, status.offset)
                 await self._writer.commit(size=self._total, expected=self._expected, labels=dict(request.labels))
-        response.digest = self._writer.digest()
-        return response
+            case _:
+                return told
+        told.digest = self._writer.digest()
+        return told
 
     async def _take(self, request: api.WriteContentRequest, offset: int) -> int:
         """Append what the request brings, at the offset that it names; returns where that ends."""
@@ -203,7 +214,7 @@ def _digest(text: str) -> Digest:
     try:
         return Digest.parse(text)
     except InvalidArgumentError:
-        raise _plain(InvalidArgumentError, f"{quote(text[:256])} failed validation") from None
+        raise _plain(InvalidArgumentError, f"{quote(text[:_SHOWN_LENGTH])} failed validation") from None
 
 
 def _plain(cls: type[OrlopError], text: str) -> OrlopError:

@@ -9,6 +9,7 @@ from orlop.api.services.events.v1 import events_pb2
 from orlop.api.services.ttrpc.events.v1 import events_pb2 as ttrpc_events_pb2
 from orlop.api.types.event_pb2 import Envelope
 from orlop.base import namespaces
+from orlop.base.errdefs import OrlopError
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.events import Exchange
 from orlop.core.kinds import EVENT, GRPC, TTRPC
@@ -22,7 +23,10 @@ class Events:
         self._exchange = exchange
 
     def publish(self, call: Call, request: events_pb2.PublishRequest) -> Empty:
-        namespace = namespaces.validate(call.namespace)
+        try:
+            namespace = namespaces.validate(call.namespace)
+        except OrlopError as error:
+            raise type(error)(f"failed publishing event: {error.text}") from None
         self._exchange.publish_any(namespace, request.topic, request.event)
         return Empty()
 

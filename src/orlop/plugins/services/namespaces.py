@@ -6,7 +6,6 @@ from google.protobuf.empty_pb2 import Empty
 
 from orlop.api.events import namespace_pb2 as events
 from orlop.api.services.namespaces.v1 import namespaces_pb2 as api
-from orlop.base import identifiers as rules
 from orlop.base.errdefs import InvalidArgumentError, from_status
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.gc import Scheduler
@@ -29,7 +28,7 @@ class Namespaces:
         self._store = NamespaceStore(db)
 
     def get(self, _call: Call, request: api.GetNamespaceRequest) -> api.GetNamespaceResponse:
-        return api.GetNamespaceResponse(namespace=_encode(self._store.get(rules.validate(request.name))))
+        return api.GetNamespaceResponse(namespace=_encode(self._store.get(request.name)))
 
     def list(self, _call: Call, _request: api.ListNamespacesRequest) -> api.ListNamespacesResponse:
         return api.ListNamespacesResponse(namespaces=[_encode(found) for found in self._store.list()])

@@ -3,6 +3,7 @@
 Source: plugins/services/tasks/local.go of containerd for what is checked, in which order and with which words.
 """
 
+import functools
 import logging
 import time
 from typing import Any, Final
@@ -12,18 +13,22 @@ from google.protobuf.empty_pb2 import Empty
 
 from orlop.api.runtime.task.v2 import shim_pb2
 from orlop.api.services.tasks.v1 import tasks_pb2
-from orlop.api.types import metrics_pb2
+from orlop.api.types import descriptor_pb2, metrics_pb2
 from orlop.api.types.runc.options.oci_pb2 import CheckpointOptions, Options
 from orlop.api.types.task import task_pb2
 from orlop.base import filters, namespaces
-from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError, UnimplementedError
+from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError, UnknownError, from_status
+from orlop.base.quoting import quote
 from orlop.base.rpc import Call, Service, bind
-from orlop.core.kinds import GRPC, METADATA, RUNTIME
+from orlop.core.diff import LayerBlob
+from orlop.core.kinds import CONTENT, DIFFER, GRPC, METADATA, RUNTIME
 from orlop.core.metadata.containers import ContainerStore
 from orlop.core.mount import Mount
 from orlop.core.plugin import Context, Registration
 from orlop.core.runtime import CreateOptions, Task, TaskManager
+from orlop.core.runtime.checkpoints import Checkpoints, scratch
 from orlop.core.runtime.tasks import ProcessIO
+from orlop.oci import media_types
 
 log: Final = logging.getLogger(__name__)
 
@@ -31,17 +36,19 @@ log: Final = logging.getLogger(__name__)
 class Tasks:
     """containerd.services.tasks.v1.Tasks."""
 
-    def __init__(self, store: ContainerStore, manager: TaskManager) -> None:
+    def __init__(self, store: ContainerStore, manager: TaskManager, checkpoints: Checkpoints) -> None:
         self._containers = store
         self._manager = manager
+        self._checkpoints = checkpoints
 
     async def create(self, call: Call, request: tasks_pb2.CreateTaskRequest) -> tasks_pb2.CreateTaskResponse:
         namespace = namespaces.validate(call.namespace)
         container = self._containers.get(namespace, request.container_id)
-        if request.HasField("checkpoint"):
-            raise UnimplementedError(f"task {request.container_id}: create from a checkpoint image")
         task_options = request.options if request.HasField("options") else None
         checkpoint = _unpack(task_options, Options).criu_image_path if task_options is not None else ""
+        image = request.checkpoint if request.HasField("checkpoint") and not checkpoint else None
+        if image is not None and image.media_type != media_types.CHECKPOINT:
+            raise UnknownError(f"unsupported checkpoint type {quote(image.media_type)}")
         spec = AnyMessage.FromString(container.spec or b"")
         stored = container.runtime.options
         container_options = AnyMessage.FromString(stored) if stored else None
@@ -55,6 +62,9 @@ class Tasks:
             io=ProcessIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal),
             options=task_options if task_options is not None and task_options.value else container_options,
             checkpoint=checkpoint,
+            lay_out=functools.partial(self._checkpoints.lay_out, namespace, _blob(image))
+            if image is not None
+            else None,
         )
         pid = await self._manager.create(namespace, request.container_id, options)
         return tasks_pb2.CreateTaskResponse(container_id=request.container_id, pid=pid)
@@ -101,7 +111,7 @@ class Tasks:
 
     async def exec(self, call: Call, request: tasks_pb2.ExecProcessRequest) -> Empty:
         if not request.exec_id:
-            raise InvalidArgumentError("exec id cannot be empty")
+            raise from_status(InvalidArgumentError.code, "exec id cannot be empty")
         task = self._task(call, request.container_id)
         stdio = ProcessIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal)
         await task.exec(request.exec_id, request.spec, stdio)
@@ -136,12 +146,18 @@ class Tasks:
         self, call: Call, request: tasks_pb2.CheckpointTaskRequest
     ) -> tasks_pb2.CheckpointTaskResponse:
         task = self._task(call, request.container_id)
+        container = self._containers.get(task.namespace, task.id)
         options = request.options if request.HasField("options") else None
-        path = _unpack(options, CheckpointOptions).image_path if options is not None else ""
-        if not path:
-            raise UnimplementedError(f"task {task.id}: checkpoint into the content store", hint="give an image path")
-        await task.checkpoint(path, options)
-        return tasks_pb2.CheckpointTaskResponse()
+        if options is not None and not _is(options, CheckpointOptions):
+            raise UnknownError(f"invalid task checkpoint option for {container.runtime.name}")
+        path = _unpack(options, CheckpointOptions).image_path
+        if path:
+            await task.checkpoint(path, options)
+            return tasks_pb2.CheckpointTaskResponse()
+        async with scratch(task.bundle.work) as directory:
+            await task.checkpoint(str(directory), options)
+            blobs = await self._checkpoints.store(task.namespace, directory, container.spec or b"", lease=call.lease)
+        return tasks_pb2.CheckpointTaskResponse(descriptors=map(_descriptor, blobs))
 
     async def update(self, call: Call, request: tasks_pb2.UpdateTaskRequest) -> Empty:
         task = self._task(call, request.container_id)
@@ -195,14 +211,25 @@ def _process(process_id: str, state: shim_pb2.StateResponse) -> task_pb2.Process
 
 def _unpack(options: AnyMessage | None, cls: Any) -> Any:
     """Options as `cls`, or an empty message when they are of another type (a foreign runtime's). Any: two classes."""
-    if options is None or options.type_url.rpartition("/")[2] != cls.DESCRIPTOR.full_name:
-        return cls()
-    return cls.FromString(options.value)
+    return cls.FromString(options.value) if options is not None and _is(options, cls) else cls()
+
+
+def _is(options: AnyMessage, cls: Any) -> bool:
+    return bool(options.type_url.rpartition("/")[2] == cls.DESCRIPTOR.full_name)
+
+
+def _blob(descriptor: descriptor_pb2.Descriptor) -> LayerBlob:
+    return LayerBlob(media_type=descriptor.media_type, digest=descriptor.digest, size=descriptor.size)
+
+
+def _descriptor(blob: LayerBlob) -> descriptor_pb2.Descriptor:
+    return descriptor_pb2.Descriptor(media_type=blob.media_type, digest=blob.digest, size=blob.size)
 
 
 def _init(context: Context) -> Service:
-    tasks = Tasks(ContainerStore(context.get(METADATA)), context.get(RUNTIME))
+    checkpoints = Checkpoints(context.get(CONTENT), context.all(DIFFER).get("walking"))
+    tasks = Tasks(ContainerStore(context.get(METADATA)), context.get(RUNTIME), checkpoints)
     return bind(tasks_pb2.DESCRIPTOR.services_by_name["Tasks"], tasks)
 
 
-REGISTRATION: Final = Registration(kind=GRPC, id="tasks", requires=(METADATA, RUNTIME), init=_init)
+REGISTRATION: Final = Registration(kind=GRPC, id="tasks", requires=(METADATA, CONTENT, DIFFER, RUNTIME), init=_init)

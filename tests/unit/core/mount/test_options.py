@@ -28,7 +28,6 @@ def test_id_maps_are_read():
 @pytest.mark.parametrize(
     "words",
     [
-        ["loop"],
         ["uidmap=0:1000:1"],
         ["uidmap=0:1000", "gidmap=0:0:1"],
         ["uidmap=0:-1:1", "gidmap=0:0:1"],

@@ -75,6 +75,7 @@ class Contents(RuleBasedStateMachine):
                 self.store.writer_sync(namespace, ref, expected=expected)
             return
         self.writers[key] = writer = self.store.writer_sync(namespace, ref, expected=expected)
+        self.forget()
         if not isinstance(self.ingests.get(key, ""), bytes):  # no bytes of its own yet: a claim, a new one, or nothing
             self.ingests[key] = expected if expected in self.blobs else b""
         assert writer.status().offset == len(self.content_of(key))

@@ -248,7 +248,7 @@ def test_bad_digests_and_masks(run):
         await refused(
             InvalidArgumentError,
             content.unary("Delete", api.DeleteContentRequest(digest="nope")),
-            'invalid checksum digest format "nope"',
+            "invalid checksum digest format",
         )
         update = api.UpdateRequest(info=api.Info(digest=digest), update_mask=FieldMask(paths=["size"]))
         await refused(

@@ -105,7 +105,7 @@ def test_update_takes_what_the_paths_name(run):
         changed = sandbox(runtime="other", labels={"a": "9", "c": "3"}, spec=AnyMessage(type_url="new"))
         answer = (await update(store, changed, "labels.a", "labels.b", "extensions.x")).sandbox
         assert dict(answer.labels) == {"a": "9"}
-        assert not answer.extensions
+        assert dict(answer.extensions) == {"x": AnyMessage()}  # as in containerd, which removes none
         assert answer.runtime.name == "io.containerd.runc.v2"
         answer = (await update(store, changed, "runtime", "spec")).sandbox
         assert (answer.runtime.name, answer.spec.type_url) == ("other", "new")

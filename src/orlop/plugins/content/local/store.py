@@ -30,7 +30,13 @@ from typing import Final, TypeVar
 
 from orlop.api.events import content_pb2 as events
 from orlop.base import filters as filter_language
-from orlop.base.errdefs import AlreadyExistsError, DataLossError, NotFoundError, UnavailableError
+from orlop.base.errdefs import (
+    AlreadyExistsError,
+    DataLossError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
 from orlop.core.content import Info, Status, adapt_status
 from orlop.core.metadata import Database, Transaction, leases
 from orlop.core.metadata import content as rows
@@ -385,6 +391,14 @@ class LocalStore:
             raise
 
 
+def _digest_or_none(text: str) -> Digest | None:
+    """An expectation that is no digest names no blob; that the bytes do not have it is said at the commit."""
+    try:
+        return Digest.parse(text)
+    except InvalidArgumentError:
+        return None
+
+
 class _Opening:
     """The steps of opening a writer: the lock, the transaction, the files."""
 
@@ -403,7 +417,7 @@ class _Opening:
         self._namespace = namespace
         self._ref = ref
         self._total = max(total, 0)
-        self._expected = Digest.parse(expected) if expected else None
+        self._expected = _digest_or_none(expected)
         self._lease = lease
         self._owner_uid = owner_uid
         self._row: rows.IngestRow | None = None
@@ -422,6 +436,7 @@ class _Opening:
             leases.hold(tx, self._namespace, self._lease, leases.CONTENT, self._expected)
             return None
         self._shared = self._shareable(tx)
+        self._make_way(tx)
         tx.ensure_namespace(self._namespace)
         held = leases.hold(tx, self._namespace, self._lease, leases.INGESTS, self._ref)
         return rows.open_ingest(
@@ -434,6 +449,20 @@ class _Opening:
             owner_uid=self._owner_uid,
             held=held,
         )
+
+    def _make_way(self, tx: Transaction) -> None:
+        """Let go of what the ref's ingest has and this opening does not want.
+
+        Who names another total means other bytes than those that are there. Source: resumeStatus.
+        """
+        old = rows.find_ingest(tx, self._namespace, self._ref)
+        if old is None:
+            return
+        if self._total and old.total and self._total != old.total:
+            self._store.remove_ingest(tx, self._namespace, self._ref)
+        elif old.expected and (self._shared is None or old.expected != self._expected):
+            tx.execute("UPDATE ingests SET expected = '' WHERE namespace = ? AND ref = ?", (self._namespace, self._ref))
+            self._store.drop_claim(tx, old.expected)
 
     def take(self, row: rows.IngestRow | None) -> None:
         if row is None:
@@ -449,10 +478,7 @@ class _Opening:
         total = row.total or self._total
         shared = self._shared if not ingest.data.exists() else None
         if shared is None:
-            # A caller who names another size means other bytes than those that are there. Source: resumeStatus.
-            differs = bool(self._total and row.total and self._total != row.total)
-            ingest.open(fresh=row.key == self._key or differs)
-            total = self._total if differs else total
+            ingest.open(fresh=row.key == self._key)
         writer = LocalWriter(
             self._store, row, ingest=ingest, total=total, lease=self._lease, owner_uid=self._owner_uid, shared=shared
         )

@@ -19,7 +19,7 @@ from orlop.base.quoting import quote
 from orlop.core.content import Info, Status
 from orlop.core.metadata import Transaction, leases
 from orlop.core.metadata import content as rows
-from orlop.oci.digest import Digest
+from orlop.oci.digest import HEX_LENGTHS, Digest
 from orlop.plugins.content.local.ingest import Ingest, stat_data, sync_directory
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 INLINE_SIZE: Final = 64 << 10
 """Bytes up to which a write happens on the event loop: hashing and copying them takes less than a thread's wake-up."""
+
+
+# Of what is expected and is no digest, an error shows as many characters.
+_SHOWN_LENGTH: Final = 256
 
 
 class LocalWriter:
@@ -163,7 +167,7 @@ class LocalWriter:
         self._require_open()
         rows.check_labels(labels)
         offset = self.status().offset
-        if size > 0 and size != offset:
+        if size and size != offset:
             raise FailedPreconditionError(f"{quote(self._row.ref)} failed size validation: {offset} != {size}")
         digest = self._verified(expected)
         self._store.begin_commit(digest)
@@ -179,15 +183,15 @@ class LocalWriter:
 
     def _verified(self, expected: str) -> Digest:
         """The digest of the bytes, which are on disk now and are what is expected."""
-        wanted = Digest.parse(expected) if expected else None
         if self.shared is not None:
             digest = Digest(self._row.expected)
-            if wanted is not None and wanted != digest:
+            if expected not in {"", digest}:
                 raise FailedPreconditionError(f"{quote(self._row.ref)} unexpected digest")
             return digest
-        digest = self._ingest.rehash(wanted.algorithm) if wanted else self._ingest.digest()
-        if wanted is not None and wanted != digest:
-            raise FailedPreconditionError(f"unexpected commit digest {digest}, expected {wanted}")
+        algorithm = expected.partition(":")[0]
+        digest = self._ingest.rehash(algorithm) if algorithm in HEX_LENGTHS else self._ingest.digest()
+        if expected not in {"", digest}:
+            raise FailedPreconditionError(f"unexpected commit digest {digest}, expected {expected[:_SHOWN_LENGTH]}")
         self._ingest.sync()
         return digest
 

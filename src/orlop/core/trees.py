@@ -1,0 +1,123 @@
+"""Directory trees of any depth and width, walked and removed by descriptors.
+
+A layer's archive, or a program in a container, can nest directories deeper than a path can be long (PATH_MAX), than
+Python recurses, and than a process may open files. `shutil.rmtree` and `os.walk` fail there. Links are never followed.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+_OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LONG: Final = 2048  # bytes of a relative path after which a new base is opened; PATH_MAX is 4096
+
+Removed = Callable[[os.stat_result], object]
+"""Told the status of each thing just before it is removed."""
+
+
+def remove(path: str | os.PathLike[str] | bytes) -> None:
+    """Remove a directory with all that is in it.
+
+    Raises:
+        OSError: NotADirectoryError for anything else; EXDEV if something is mounted inside, whose files stay;
+            what else unlink(2) and rmdir(2) may say. What was removed before is gone.
+    """
+    fd = os.open(path, _OPEN)
+    try:
+        remove_inside(fd)
+    finally:
+        os.close(fd)
+    os.rmdir(path)
+
+
+def remove_inside(fd: int, removed: Removed | None = None) -> None:
+    """Empty the directory behind `fd`, which stays open; nobody else may move directories in it meanwhile.
+
+    Each directory is read once and two descriptors are open at a time: down by name, up by "..".
+
+    Raises:
+        OSError: as `remove`.
+    """
+    device = os.fstat(fd).st_dev
+    here = os.open(".", _OPEN, dir_fd=fd)
+    levels: list[tuple[bytes, tuple[int, int], list[bytes]]] = []  # name, identity of the parent, its other directories
+    try:
+        below = _unlink_files(here, removed)
+        while True:
+            if below:
+                name = below.pop()
+                inner = os.open(name, _OPEN, dir_fd=here)
+                parent = os.fstat(here)
+                os.close(here)
+                here = inner
+                if os.fstat(here).st_dev != device:
+                    raise OSError(errno.EXDEV, "something is mounted inside", os.fsdecode(name))
+                levels.append((name, (parent.st_dev, parent.st_ino), below))
+                below = _unlink_files(here, removed)
+            elif levels:
+                name, identity, below = levels.pop()
+                status = os.fstat(here)
+                outer = os.open("..", _OPEN, dir_fd=here)
+                os.close(here)
+                here = outer
+                found = os.fstat(here)
+                if (found.st_dev, found.st_ino) != identity:
+                    raise OSError(errno.ESTALE, "the directory was moved meanwhile", os.fsdecode(name))
+                os.rmdir(name, dir_fd=here)
+                if removed is not None:
+                    removed(status)
+            else:
+                return
+    finally:
+        os.close(here)
+
+
+def statuses(directory: str | os.PathLike[str]) -> Iterator[os.stat_result]:
+    """The status of a directory and of everything in it; what vanishes meanwhile is left out."""
+    yield os.lstat(directory)
+    pending: list[tuple[_Base | None, str]] = [(None, os.fspath(directory))]
+    while pending:
+        base, path = pending.pop()
+        try:
+            fd = os.open(path, _OPEN, dir_fd=None if base is None else base.fd)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if len(os.fsencode(path)) > _LONG:
+            base, path = _Base(fd), "."
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    try:
+                        yield entry.stat(follow_symlinks=False)
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append((base, f"{path}/{entry.name}"))
+                    except FileNotFoundError:
+                        continue
+        finally:
+            if base is None or base.fd != fd:
+                os.close(fd)
+
+
+class _Base:
+    """A descriptor that is closed when the last path relative to it has been dealt with."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+def _unlink_files(fd: int, removed: Removed | None) -> list[bytes]:
+    """Remove all but directories; the names of those."""
+    below = []
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                below.append(os.fsencode(entry.name))
+                continue
+            if removed is not None:
+                removed(entry.stat(follow_symlinks=False))
+            os.unlink(entry.name, dir_fd=fd)
+    return below
