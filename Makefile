@@ -8,10 +8,10 @@ BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup system peers demo test check check-format check-lint check-types check-imports check-protos \
-	bench protos lock format
+	test-trixie interop-trixie bench protos lock format
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: system $(VENV)/.stamp peers ## prepare everything: system packages, .venv, peers; quick when nothing changed
 
@@ -32,6 +32,13 @@ demo: setup ## two images, a registry, a fresh orlopd, and the whole life of a c
 
 test: setup check ## check, then every test that this host allows; the rest is skipped and says why
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-trixie: ## our tests on Python 3.13 and beside containerd 1.7, in a root that debootstrap makes (once)
+	@$(PYTHON) tools/trixie.py make --no-print-directory setup
+	@$(PYTHON) tools/trixie.py .venv/bin/python -m pytest $(PYTEST_ARGS)
+
+interop-trixie: ## the same, but only what compares us with containerd
+	@$(MAKE) --no-print-directory test-trixie PYTEST_ARGS="tests/interop $(PYTEST_ARGS)"
 
 check: setup ## format, lint, types, import contracts, generated code: all quick
 	@$(MAKE) --no-print-directory --keep-going -j 2 --output-sync=target \

@@ -225,6 +225,19 @@ class Containerd(Engine):
 
     name = "containerd"
 
+    def __init__(self, directory: Path, *, config: str = "", env: Mapping[str, str] | None = None) -> None:
+        super().__init__(directory, env=env)
+        self.config = config
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Release, such as (1, 6)."""
+        shown = _run([program("containerd"), "--version"]).stdout
+        found = re.search(r"\b(\d+)\.(\d+)\.\d+", shown)
+        if found is None:
+            raise DaemonError(f"containerd --version says {shown!r}")
+        return int(found[1]), int(found[2])
+
     def command(self) -> Sequence[str | Path]:
         return [program("containerd"), "--config", self.directory / "containerd.toml", "--log-level", "info"]
 
@@ -241,7 +254,7 @@ address = "{self.address}"
 
 [ttrpc]
 address = "{self.address}.ttrpc"
-"""
+{self.config}"""
         (self.directory / "containerd.toml").write_text(text)
 
 

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,11 @@ import pytest
 
 from orlop.api.runtime.task.v2 import shim_pb2 as v2
 from orlop.api.runtime.task.v3 import shim_pb2 as pb
+from orlop.api.types.runc.options import oci_pb2
 from orlop.api.types.task import task_pb2
 from orlop.linux import prctl
 from orlop.server.orphans import children
+from tests.interop.tasks import standin
 from tests.root.shims import Reader, Shim, failure, opened, running, until
 
 pytestmark = pytest.mark.root
@@ -225,6 +229,28 @@ def test_states_are_kept(shim: Shim):
     assert shim.wait("execs", "ended") == 4
     shim.task_start("execs", "added")
     assert shim.wait("execs", "added") == 5
+
+
+def test_task_that_is_still_to_be_restored(shim: Shim, tmp_path: Path):
+    """From a checkpoint, by a stand-in for a runtime with CRIU; its stdio has not been handed out yet."""
+    runtime, calls, out = tmp_path / "runtime", tmp_path / "calls", shim.fifo("out")
+    runc = shutil.which("runc", path=shim.env["PATH"])
+    runtime.write_text(f'#!/bin/sh\nexec {sys.executable} {standin.__file__} {calls} {runc} "$@"\n')
+    runtime.chmod(0o755)
+    image = tmp_path / "image"
+    standin.write_image(str(image), b"42\n")
+    options = oci_pb2.Options(binary_name=str(runtime))
+    packed = {"type_url": options.DESCRIPTOR.full_name, "value": options.SerializeToString()}
+    wanted = {"stdout": str(out), "checkpoint": str(image), "options": packed}
+    assert shim.create("c", ["/bin/cat", "/restored"], request=wanted) == 0
+    shim.kill()
+    shim.start("c")
+    assert (shim.task_state("c").status, shim.task_state("c").pid) == (task_pb2.CREATED, 0)
+    reader = Reader(out)
+    shim.task_start("c")
+    assert shim.wait("c") == 0
+    shim.delete("c")
+    assert reader.result() == b"42\n"
 
 
 def test_start_that_was_not_recorded(shim: Shim):

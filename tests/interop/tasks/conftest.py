@@ -1,0 +1,85 @@
+"""One suite about tasks on four stands: which daemon, and which shim it runs containers with.
+
+    orlopd              our daemon with our supervisor
+    orlopd+runc.v2      our daemon with Debian's containerd-shim-runc-v2
+    containerd+orlop.v1 Debian's containerd with our supervisor
+    containerd          Debian's containerd with its own shim: the oracle, on which no test may fail
+
+Where an answer differs on purpose, `tests/interop/tasks/differences.py` says so and why.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import orlop
+from tests.interop.tasks.differences import DIFFERENCES
+from tools import daemons
+from tools.daemons import Containerd, Engine, Orlopd
+from tools.images import Image
+
+STANDS = ("orlopd", "orlopd+runc.v2", "containerd+orlop.v1", "containerd")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stand:
+    """A daemon and the runtime's name for the shim."""
+
+    name: str
+    daemon: Engine
+    runtime: str
+
+    @property
+    def supervised(self) -> bool:
+        """Whether our supervisor holds the tasks."""
+        return self.name in ("orlopd", "containerd+orlop.v1")
+
+    @property
+    def ours(self) -> bool:
+        """Whether our daemon is asked."""
+        return self.name.startswith("orlopd")
+
+
+@pytest.fixture(scope="session")
+def containerd_with_ours(short_directory: Path) -> Iterator[Containerd]:
+    """A containerd that finds our shim beside its own."""
+    directory = short_directory / "mixed"
+    environment = daemons.environment()
+    environment["PATH"] = f"{daemons.BIN}:{environment['PATH']}"
+    environment |= {"ORLOP_STATE": str(directory / "o"), "ORLOP_SHIM_LINGER": "1"}
+    with Containerd(directory, env=environment) as daemon:
+        yield daemon
+
+
+@pytest.fixture(params=STANDS)
+def stand(request: pytest.FixtureRequest, containerd_with_ours: Containerd, orlopd: Orlopd) -> Stand:
+    name = request.param
+    reason = DIFFERENCES.get((request.node.originalname, name))
+    if reason is not None:
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    if name == "orlopd":
+        return Stand(name=name, daemon=orlopd, runtime="io.containerd.runc.v2")
+    if name == "orlopd+runc.v2":
+        return Stand(name=name, daemon=orlopd, runtime=str(daemons.program("containerd-shim-runc-v2")))
+    if name == "containerd+orlop.v1":
+        return Stand(name=name, daemon=containerd_with_ours, runtime="io.containerd.orlop.v1")
+    return Stand(name=name, daemon=containerd_with_ours, runtime="io.containerd.runc.v2")
+
+
+@pytest.fixture
+def client(stand: Stand, namespace: str, busybox_image: Image) -> Iterator[orlop.Client]:
+    """A client in a namespace of its own that has the busybox image, unpacked; the namespace is empty afterwards."""
+    with orlop.Client(str(stand.daemon.address), namespace, timeout_s=60) as made:
+        with open(busybox_image.archive, "rb") as archive:
+            [image] = made.import_(archive)
+        image.unpack()
+        yield made
+        for state in made.tasks():
+            made.task(state.container_id).delete(force=True)
+        for container in made.containers.list():
+            container.delete()
+        for one in made.images.list():
+            one.delete(synchronous=True)
+    stand.daemon.forget_cgroup(namespace)
