@@ -3,6 +3,7 @@
 Debian packages are downloaded with `apt-get download` and unpacked into `.peers/`, which git ignores:
 
     .peers/usr/bin, usr/sbin      the programs; those whose libraries the host lacks are small wrappers
+    .peers/usr/lib/cni            CNI's plug-ins
     .peers/usr/libexec/peers      the programs behind the wrappers
     .peers/usr/lib/<triplet>      shared libraries the host lacks
     .peers/stamp.json             what was fetched, and for which list and host
@@ -33,7 +34,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "packaging" / "system-packages.txt"
 PEERS = ROOT / ".peers"
-PROGRAM_DIRECTORIES = ("usr/bin", "usr/sbin")
+PROGRAM_DIRECTORIES = ("usr/bin", "usr/sbin", "usr/lib/cni")
 
 # A C library beside the host's own cannot work; the host has one.
 NEVER = {"libc6", "libc-bin", "libcrypt1", "libgcc-s1"}

@@ -180,6 +180,7 @@ class Client:
         snapshotter: str = "overlayfs",
         snapshot_labels: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
+        extensions: "Mapping[str, PackedAny] | None" = None,
     ) -> "Container":
         """Make a container: a snapshot on top of the image's, a spec from its configuration, a record.
 
@@ -188,6 +189,7 @@ class Client:
         Args:
             image: an image of this namespace or its name; None with a `rootfs` in the options.
             options: what shall differ from the image's configuration and containerd's defaults.
+            extensions: what else the record shall hold, by name, for programs that know it.
 
         Raises:
             AlreadyExistsError: there is a container or a snapshot of that name.
@@ -208,7 +210,23 @@ class Client:
             snapshotter=snapshotter,
             snapshot_labels=snapshot_labels,
             labels=labels,
+            extensions=extensions,
         )
+
+    async def restore(self, container_id: str, ref: str, *, rw: bool = False) -> "Container":
+        """Make a container from an image that `Container.checkpoint` made. If anything fails, nothing stays.
+
+        Args:
+            ref: the checkpoint's name; the image that it names must be here.
+            rw: with what the container had written to its files.
+
+        Raises:
+            NotFoundError: the checkpoint, or a part that it should have, is not there.
+            AlreadyExistsError: there is a container or a snapshot of that name.
+        """
+        from orlop.client.checkpoint import restore
+
+        return await restore(self._session, container_id, ref, rw=rw)
 
     async def task(self, container_id: str) -> "Task":
         """The task of a container. Raises NotFoundError if there is none."""

@@ -22,6 +22,8 @@ from orlop.client.stamps import to_datetime
 from orlop.client.tasks import Task
 
 if TYPE_CHECKING:
+    from orlop.client.checkpoint import CheckpointOptions
+    from orlop.client.images import Image
     from orlop.core.mount import Mount
     from orlop.oci.spec import Spec
 
@@ -135,7 +137,10 @@ class Container:
 
     async def task(self, io: ProcessIO | None = None) -> Task:
         """Its task, made earlier or by someone else. Raises NotFoundError if it has none."""
-        response = await self._session.call(tasks.GET, tasks_pb2.GetRequest(container_id=self.id))
+        try:
+            response = await self._session.call(tasks.GET, tasks_pb2.GetRequest(container_id=self.id))
+        except NotFoundError as error:
+            raise NotFoundError(f"no running task found: {error.text}") from error
         return Task(self._session, self.id, io=io, pid=response.process.pid)
 
     async def exec_spec(
@@ -145,6 +150,20 @@ class Container:
         from orlop.client.make import exec_process
 
         return await exec_process(self._session, self, args, cwd=cwd, user=user, tty=tty, env=env)
+
+    async def checkpoint(self, ref: str, options: "CheckpointOptions | None" = None) -> "Image":
+        """Keep what it takes to make it again, as an image named `ref`; `Client.restore` is the way back.
+
+        A task that runs is paused meanwhile.
+
+        Raises:
+            AlreadyExistsError: there is an image of that name.
+            FailedPreconditionError: a part is asked for that it has not.
+            UnimplementedError: the daemon or the OCI runtime cannot take a task's state or make layers.
+        """
+        from orlop.client.checkpoint import CheckpointOptions, checkpoint
+
+        return await checkpoint(self._session, self, ref, options or CheckpointOptions())
 
     async def label(self, labels: Mapping[str, str]) -> "Container":
         """Set labels and keep the others; an empty value removes a label."""

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -29,6 +30,10 @@ from orlop.oci.image import (
     decode_manifest,
 )
 from orlop.oci.image import Image as ImageConfig
+
+if TYPE_CHECKING:
+    from orlop.client.composition import ImageNode, ImageUsage
+    from orlop.client.convert import ConvertOptions
 
 _SERVICE = "containerd.services.images.v1.Images"
 GET = Rpc(_SERVICE, "Get", pb.GetImageRequest, pb.GetImageResponse)
@@ -164,6 +169,60 @@ class Image:
             stores = SessionStores(held)
             return await unpack(stores, layers, snapshotter=snapshotter, config=manifest.config.digest, progress=told)
 
+    async def tree(self) -> "ImageNode":
+        """Its parts, of all platforms: what refers to what, what is here, and the documents."""
+        from orlop.client.composition import tree
+
+        return await tree(self._session, self.target)
+
+    async def usage(self, *, all_platforms: bool = False) -> "ImageUsage":
+        """The bytes that it takes in the content store and in snapshotters.
+
+        Args:
+            all_platforms: all of an index that is here, not only what the platform needs.
+
+        Raises:
+            NotFoundError: without `all_platforms`, a document that the platform needs is not here.
+        """
+        from orlop.client.composition import usage
+
+        return await usage(self._session, self.target, None if all_platforms else self._matcher)
+
+    async def mount(
+        self,
+        target: str,
+        *,
+        snapshotter: str = DEFAULT_SNAPSHOTTER,
+        writable: bool = False,
+        labels: Mapping[str, str] | None = None,
+    ) -> str:
+        """Mount its root file system at a directory of this host, and return the ChainID; it is unpacked if need be.
+
+        The snapshot is named after `target` and stays until `Images.unmount` removes it. One that is there already is
+        mounted again.
+
+        Args:
+            writable: what is written goes into the snapshot.
+            labels: for the snapshot.
+
+        Raises:
+            NotFoundError: there is no such directory.
+        """
+        from orlop.client.mounting import mount
+
+        return await mount(self._session, self, target, snapshotter=snapshotter, writable=writable, labels=labels or {})
+
+    async def checkpoint_digest(self) -> str:
+        """The digest of the task's state in an image that `Container.checkpoint` made, for `Container.new_task`.
+
+        Raises:
+            NotFoundError: it holds none.
+            InvalidArgumentError: it is no checkpoint.
+        """
+        from orlop.client.checkpoint import task_digest
+
+        return await task_digest(self._session, self)
+
     async def delete(self, *, synchronous: bool = False) -> None:
         """Remove the name; the collector frees what nothing else keeps, before this returns if `synchronous`."""
         await Images(self._session).delete(self.name, synchronous=synchronous)
@@ -295,8 +354,63 @@ class Images:
         image = await self.get(source)
         return await self.create(name, image.target, labels=image.labels, replace=replace)
 
-    async def label(self, name: str, labels: Mapping[str, str]) -> Image:
-        """Set labels and keep the others; an empty value removes a label."""
+    async def convert(self, source: str, name: str, options: "ConvertOptions | None" = None) -> Image:
+        """Make an image of another form out of one that is here: other compression, other media types, fewer platforms.
+
+        Args:
+            name: of the result; a name that exists is moved.
+            options: what shall be different; by default only the platforms are cut down to this machine's.
+
+        Raises:
+            NotFoundError: a part of a wanted platform is not here, or there is none for the platforms.
+            InvalidArgumentError: there is no media type for what is wanted.
+            DataLossError: a layer is damaged.
+        """
+        from orlop.client.convert import ConvertOptions, convert
+
+        wanted = options or ConvertOptions()
+        await convert(self._session, source, name, wanted)
+        return await self.get(name, platform=wanted.platforms[0] if wanted.platforms else None)
+
+    async def prune(self) -> list[str]:
+        """Remove the images that no container was made from, and return their names.
+
+        The last is removed synchronously, so that what only they kept is gone when this returns.
+        """
+        from orlop.client.containers import Containers
+
+        used = {one.image for one in await Containers(self._session).list()}
+        unused = [one.name for one in await self.list() if one.name not in used]
+        removed = []
+        for name in unused:
+            try:
+                await self.delete(name, synchronous=name == unused[-1])
+            except NotFoundError:  # removed by someone else meanwhile
+                continue
+            removed.append(name)
+        return removed
+
+    async def unmount(self, target: str, *, snapshotter: str = DEFAULT_SNAPSHOTTER, remove: bool = False) -> None:
+        """Unmount what `Image.mount` has mounted.
+
+        Args:
+            remove: the snapshot as well, with what was written to it.
+        """
+        from orlop.client.mounting import unmount
+
+        await unmount(self._session, target, snapshotter=snapshotter, remove=remove)
+
+    async def label(self, name: str, labels: Mapping[str, str], *, replace: bool = False) -> Image:
+        """Set labels and keep the others; an empty value removes a label.
+
+        Args:
+            replace: remove all others.
+        """
+        if replace:
+            request = pb.UpdateImageRequest(
+                image=pb.Image(name=name, labels=dict(labels)), update_mask=FieldMask(paths=["labels"])
+            )
+            return Image(self._session, _record((await self._session.call(UPDATE, request)).image))
         request = pb.UpdateImageRequest(
             image=pb.Image(name=name, labels=dict(labels)),
             update_mask=FieldMask(paths=[f"labels.{key}" for key in labels]),

@@ -40,24 +40,37 @@ async def new_container(
     snapshotter: str = DEFAULT_SNAPSHOTTER,
     snapshot_labels: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
+    extensions: Mapping[str, PackedAny] | None = None,
 ) -> Container:
     """Make a container; see `Client.new_container`."""
+    if options.apparmor_default_profile:
+        from orlop.client.apparmor import load_default
+
+        await session.blocking(load_default, options.apparmor_default_profile)
     async with Held(session) as held:
         if options.spec_file:
-            return await _from_file(held, container_id, options, runtime, runtime_options, labels or {})
+            return await _from_file(held, container_id, options, runtime, runtime_options, labels or {}, extensions)
         if image is None:
             if not options.rootfs:
                 raise InvalidArgumentError(f"container {container_id}: no image and no root file system is given")
             spec = make_spec(namespace=held.namespace, container_id=container_id, options=options)
             return await Containers(held).create(
-                container_id, encode(spec), runtime=runtime, runtime_options=runtime_options, labels=labels
+                container_id,
+                encode(spec),
+                runtime=runtime,
+                runtime_options=runtime_options,
+                labels=labels,
+                extensions=extensions,
             )
         config = await image.config()
         parent = await image.chain_id()
         if parent and not await image.is_unpacked(snapshotter):
             await image.unpack(snapshotter=snapshotter)
         snapshots = Snapshots(held, snapshotter)
-        mounts = await snapshots.prepare(container_id, parent, labels=snapshot_labels)
+        marks = dict(snapshot_labels or {})
+        if options.uid_maps and options.gid_maps:
+            parent = await _remapped(held, snapshots, parent, options, marks)
+        mounts = await snapshots.prepare(container_id, parent, labels=marks)
         try:
             users = await held.blocking(read_users, mounts)
             spec = make_spec(
@@ -71,12 +84,25 @@ async def new_container(
                 runtime_options=runtime_options,
                 snapshotter=snapshotter,
                 snapshot_key=container_id,
-                labels=container_labels(config, labels or {}),
+                labels=container_labels(config, image.labels, labels or {}),
+                extensions=extensions,
             )
         except BaseException:
             with contextlib.suppress(OrlopError):  # the first error tells
                 await snapshots.remove(container_id)
             raise
+
+
+async def _remapped(
+    session: Session, snapshots: Snapshots, parent: str, options: SpecOptions, marks: dict[str, str]
+) -> str:
+    """What a container in a user namespace is put on top of; or the labels that ask the snapshotter, into `marks`."""
+    from orlop.client.remap import labels, remapped_parent
+
+    if options.remap_labels:
+        marks.update(labels(options.uid_maps, options.gid_maps))
+        return parent
+    return await remapped_parent(session, snapshots, parent, options.uid_maps, options.gid_maps)
 
 
 async def exec_process(
@@ -108,15 +134,15 @@ async def exec_process(
     return encode(process)
 
 
-def container_labels(config: "ImageConfig", own: Mapping[str, str]) -> dict[str, str]:
-    """The labels of a container: the image's, its stop signal, and the caller's over them.
+def container_labels(config: "ImageConfig", record: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """The labels of a container: those of the image's configuration and record, its stop signal, and the caller's.
 
-    Source: WithImageConfigLabels and WithImageStopSignal; labels that containerd would refuse or that mean something
-    to the collector stay out.
+    Source: WithImageConfigLabels, buildLabels and WithImageStopSignal; labels that containerd would refuse or that mean
+    something to the collector stay out.
     """
     labels = {
         key: value
-        for key, value in config.config.labels.items()
+        for key, value in (*config.config.labels.items(), *record.items())
         if not key.startswith(IMAGE_LABEL_PREFIX) and len(key) + len(value) <= _MAX_LABEL_BYTES
     }
     labels[STOP_SIGNAL_LABEL] = config.config.stop_signal or "SIGTERM"
@@ -152,6 +178,7 @@ async def _from_file(
     runtime: str,
     runtime_options: PackedAny | None,
     labels: Mapping[str, str],
+    extensions: Mapping[str, PackedAny] | None,
 ) -> Container:
     """A container whose spec is a file's, as it is but for the command line and the cgroup."""
 
@@ -160,11 +187,17 @@ async def _from_file(
             with open(options.spec_file, "rb") as file:
                 return file.read()
         except OSError as error:
-            raise NotFoundError(f"spec file {options.spec_file}: {error.strerror}") from error
+            reason = (error.strerror or str(error)).lower()
+            raise NotFoundError(f"cannot load spec config file: open {options.spec_file}: {reason}") from error
 
     document = SpecDocument.load(await session.blocking(read))
     if options.args and document.spec.process is not None:
         document.spec.process.args = list(options.args)
     return await Containers(session).create(
-        container_id, document.dump(), runtime=runtime, runtime_options=runtime_options, labels=labels
+        container_id,
+        document.dump(),
+        runtime=runtime,
+        runtime_options=runtime_options,
+        labels=labels,
+        extensions=extensions,
     )

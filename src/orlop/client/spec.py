@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from orlop.base.errdefs import InvalidArgumentError, NotFoundError
+from orlop.base.errdefs import InvalidArgumentError
+from orlop.client.devices import gpu_hook, host_devices
+from orlop.client.seccomp import default_profile
 from orlop.client.users import Account, UserFiles
 from orlop.oci.image import Image
 from orlop.oci.spec import (
     CPU,
+    BlockIO,
     Capabilities,
-    Device,
     DeviceCgroup,
+    Hooks,
     IDMapping,
     IntelRdt,
     Linux,
@@ -104,7 +107,15 @@ class SpecOptions:
         cgroup: path of the cgroup; None for `/<namespace>/<id>`, an empty string for none at all.
         with_namespaces: Linux namespaces to enter, `{"network": "/proc/1/ns/net"}`.
         devices: paths of device nodes of the host, or of directories of them.
+        host_devices: of a privileged container: whether it gets all devices of the host.
+        rlimit_nofile: open files, as (soft, hard); 0 each for containerd's default.
         uid_maps, gid_maps: `(container id, host id, size)`.
+        remap_labels: let the snapshotter shift the ids of the files for a user namespace, by labels; without it the
+            files are given to the mapped ids once, in a snapshot of their own that later containers share.
+        seccomp: a profile; with `seccomp_default` containerd's default one for the process's capabilities.
+        apparmor_default_profile: name under which containerd's default AppArmor profile is loaded and used.
+        gpus: indices of NVIDIA GPUs that the hook of `nvidia-container-cli` brings in; None for no hook.
+        block_io: of a block I/O class.
         rootfs: path of a root file system that no snapshotter manages.
         spec_file: an OCI spec to start from instead of the default.
     """
@@ -124,6 +135,9 @@ class SpecOptions:
     cpu_shares: int = 0
     cpu_quota_us: int = -1
     cpu_period_us: int = 0
+    cpu_burst_us: int = 0
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
     cap_add: Sequence[str] = ()
     cap_drop: Sequence[str] = ()
     cgroup: str | None = None
@@ -131,12 +145,18 @@ class SpecOptions:
     annotations: Mapping[str, str] = field(default_factory=dict)
     with_namespaces: Mapping[str, str] = field(default_factory=dict)
     devices: Sequence[str] = ()
-    rlimit_nofile: int = 0
+    host_devices: bool = True
+    rlimit_nofile: tuple[int, int] = (0, 0)
     rootfs_propagation: str = ""
     uid_maps: Sequence[tuple[int, int, int]] = ()
     gid_maps: Sequence[tuple[int, int, int]] = ()
+    remap_labels: bool = False
     seccomp: Seccomp | None = None
+    seccomp_default: bool = False
     apparmor_profile: str = ""
+    apparmor_default_profile: str = ""
+    gpus: Sequence[int] | None = None
+    block_io: BlockIO | None = None
     rdt_class: str = ""
     rootfs: str = ""
     spec_file: str = ""
@@ -291,9 +311,9 @@ def _privileges(spec: Spec, options: SpecOptions) -> None:
         process.selinux_label = ""
         process.apparmor_profile = ""
         linux.seccomp = None
-        _resources(spec).devices = [DeviceCgroup(allow=True, access="rwm")]
-        for device in host_devices("/dev"):
-            linux.devices.append(device)
+        if options.host_devices:
+            _resources(spec).devices = [DeviceCgroup(allow=True, access="rwm")]
+            linux.devices += host_devices("/dev")
     if options.allow_new_privs:
         process.no_new_privileges = False
     if options.cap_add or options.cap_drop:
@@ -305,8 +325,10 @@ def _privileges(spec: Spec, options: SpecOptions) -> None:
         process.capabilities = capabilities
     if options.seccomp is not None:
         linux.seccomp = options.seccomp
-    if options.apparmor_profile:
-        process.apparmor_profile = options.apparmor_profile
+    elif options.seccomp_default:
+        linux.seccomp = default_profile(process.capabilities.bounding if process.capabilities else ())
+    if options.apparmor_default_profile or options.apparmor_profile:
+        process.apparmor_profile = options.apparmor_default_profile or options.apparmor_profile
 
 
 def _host_network(spec: Spec, options: SpecOptions) -> None:
@@ -318,7 +340,7 @@ def _host_network(spec: Spec, options: SpecOptions) -> None:
         _process(spec).env = replace_env(_process(spec).env, [f"HOSTNAME={os.uname().nodename}"])
     for kind, path in options.with_namespaces.items():
         if kind not in ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"):
-            raise InvalidArgumentError(f"unknown kind of Linux namespace {kind!r}")
+            raise InvalidArgumentError(f"the Linux namespace type specified in --with-ns is not valid: {kind}")
         known = next((one for one in linux.namespaces if one.type == kind), None)
         if known is None:
             linux.namespaces.append(LinuxNamespace(type=kind, path=path))
@@ -337,12 +359,18 @@ def _limits(spec: Spec, options: SpecOptions) -> None:
         cpu.quota = options.cpu_quota_us
     if options.cpu_period_us > 0:
         cpu.period = options.cpu_period_us
+    if options.cpu_burst_us > 0:
+        cpu.burst = options.cpu_burst_us
+    cpu.cpus, cpu.mems = options.cpuset_cpus, options.cpuset_mems
     if cpu != CPU():
         resources.cpu = cpu
     if options.memory_limit_bytes:
         resources.memory = Memory(limit=options.memory_limit_bytes)
-    if options.rlimit_nofile:
-        limit = Rlimit(type="RLIMIT_NOFILE", hard=options.rlimit_nofile, soft=options.rlimit_nofile)
+    if options.block_io is not None:
+        resources.block_io = options.block_io
+    if any(options.rlimit_nofile):
+        soft, hard = options.rlimit_nofile
+        limit = Rlimit(type="RLIMIT_NOFILE", hard=hard, soft=soft)
         others = [one for one in _process(spec).rlimits if one.type != limit.type]
         _process(spec).rlimits = [*others, limit]
 
@@ -363,50 +391,15 @@ def _rest(spec: Spec, options: SpecOptions) -> None:
         linux.namespaces.append(LinuxNamespace(type="user"))
         linux.uid_mappings = [_id_map(one) for one in options.uid_maps]
         linux.gid_mappings = [_id_map(one) for one in options.gid_maps]
+    if options.gpus is not None:
+        spec.hooks = spec.hooks or Hooks()
+        spec.hooks.create_runtime.append(gpu_hook(options.gpus))
     for path in options.devices:
         for device in host_devices(path):
             linux.devices.append(device)
             _resources(spec).devices.append(
                 DeviceCgroup(allow=True, type=device.type, major=device.major, minor=device.minor, access="rwm")
             )
-
-
-def host_devices(path: str) -> list[Device]:
-    """A device node of this host, or those below a directory. Raises NotFoundError."""
-    import stat
-
-    try:
-        status = os.stat(path) if os.path.isdir(path) else os.lstat(os.path.realpath(path))
-    except OSError as error:
-        raise NotFoundError(f"device {path}") from error
-    if stat.S_ISDIR(status.st_mode):
-        # Those of the container itself, and directories that are mounts of their own, stay out.
-        skipped = {"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"}
-        found: list[Device] = []
-        with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if not entry.is_symlink())
-        for name in names:
-            inner = os.path.join(path, name)
-            kind = os.lstat(inner).st_mode
-            if (stat.S_ISDIR(kind) and name not in skipped) or (
-                (stat.S_ISCHR(kind) or stat.S_ISBLK(kind)) and name != "console"
-            ):
-                found += host_devices(inner)
-        return found
-    letter = "c" if stat.S_ISCHR(status.st_mode) else "b" if stat.S_ISBLK(status.st_mode) else ""
-    if not letter:
-        raise InvalidArgumentError(f"{path} is no device node")
-    return [
-        Device(
-            path=path,
-            type=letter,
-            major=os.major(status.st_rdev),
-            minor=os.minor(status.st_rdev),
-            file_mode=stat.S_IMODE(status.st_mode),
-            uid=status.st_uid,
-            gid=status.st_gid,
-        )
-    ]
 
 
 def capability(name: str) -> str:

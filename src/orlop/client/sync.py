@@ -32,9 +32,12 @@ if TYPE_CHECKING:
     from orlop.client import snapshots as _snapshots
     from orlop.client import tasks as _tasks
     from orlop.client.channel import Request, Response, Rpc
+    from orlop.client.checkpoint import CheckpointOptions
+    from orlop.client.composition import ImageNode, ImageUsage
     from orlop.client.connect import Transport
     from orlop.client.containers import ContainerRecord
     from orlop.client.content import BlobInfo, IngestStatus
+    from orlop.client.convert import ConvertOptions
     from orlop.client.events import Event
     from orlop.client.images import ImageRecord, ImageStatus
     from orlop.client.introspection import Plugin, Server, Version
@@ -237,9 +240,42 @@ class Images:
         """Give an image's target another name."""
         return Image(drive(self._inner.tag(source, name, replace=replace)))
 
-    def label(self, name: str, labels: Mapping[str, str]) -> Image:
-        """Set labels and keep the others; an empty value removes a label."""
-        return Image(drive(self._inner.label(name, labels)))
+    def convert(self, source: str, name: str, options: ConvertOptions | None = None) -> Image:
+        """Make an image of another form out of one that is here: other compression, other media types, fewer platforms.
+
+        Args:
+            name: of the result; a name that exists is moved.
+            options: what shall be different; by default only the platforms are cut down to this machine's.
+
+        Raises:
+            NotFoundError: a part of a wanted platform is not here, or there is none for the platforms.
+            InvalidArgumentError: there is no media type for what is wanted.
+            DataLossError: a layer is damaged.
+        """
+        return Image(drive(self._inner.convert(source, name, options)))
+
+    def prune(self) -> list[str]:
+        """Remove the images that no container was made from, and return their names.
+
+        The last is removed synchronously, so that what only they kept is gone when this returns.
+        """
+        return drive(self._inner.prune())
+
+    def unmount(self, target: str, *, snapshotter: str = "overlayfs", remove: bool = False) -> None:
+        """Unmount what `Image.mount` has mounted.
+
+        Args:
+            remove: the snapshot as well, with what was written to it.
+        """
+        drive(self._inner.unmount(target, snapshotter=snapshotter, remove=remove))
+
+    def label(self, name: str, labels: Mapping[str, str], *, replace: bool = False) -> Image:
+        """Set labels and keep the others; an empty value removes a label.
+
+        Args:
+            replace: remove all others.
+        """
+        return Image(drive(self._inner.label(name, labels, replace=replace)))
 
     def delete(self, name: str, *, synchronous: bool = False) -> None:
         """Remove a name. Raises NotFoundError."""
@@ -307,6 +343,52 @@ class Image:
     def unpack(self, *, snapshotter: str = "overlayfs", progress: Callback | None = None) -> str:
         """Make its snapshot, where it is not there yet, and return the ChainID that is its name."""
         return drive(self._inner.unpack(snapshotter=snapshotter, progress=progress))
+
+    def tree(self) -> ImageNode:
+        """Its parts, of all platforms: what refers to what, what is here, and the documents."""
+        return drive(self._inner.tree())
+
+    def usage(self, *, all_platforms: bool = False) -> ImageUsage:
+        """The bytes that it takes in the content store and in snapshotters.
+
+        Args:
+            all_platforms: all of an index that is here, not only what the platform needs.
+
+        Raises:
+            NotFoundError: without `all_platforms`, a document that the platform needs is not here.
+        """
+        return drive(self._inner.usage(all_platforms=all_platforms))
+
+    def mount(
+        self,
+        target: str,
+        *,
+        snapshotter: str = "overlayfs",
+        writable: bool = False,
+        labels: Mapping[str, str] | None = None,
+    ) -> str:
+        """Mount its root file system at a directory of this host, and return the ChainID; it is unpacked if need be.
+
+        The snapshot is named after `target` and stays until `Images.unmount` removes it. One that is there already is
+        mounted again.
+
+        Args:
+            writable: what is written goes into the snapshot.
+            labels: for the snapshot.
+
+        Raises:
+            NotFoundError: there is no such directory.
+        """
+        return drive(self._inner.mount(target, snapshotter=snapshotter, writable=writable, labels=labels))
+
+    def checkpoint_digest(self) -> str:
+        """The digest of the task's state in an image that `Container.checkpoint` made, for `Container.new_task`.
+
+        Raises:
+            NotFoundError: it holds none.
+            InvalidArgumentError: it is no checkpoint.
+        """
+        return drive(self._inner.checkpoint_digest())
 
     def delete(self, *, synchronous: bool = False) -> None:
         """Remove the name; the collector frees what nothing else keeps, before this returns if `synchronous`."""
@@ -696,6 +778,18 @@ class Container:
         """The process for `Task.exec`: as the container's own, with another command line."""
         return drive(self._inner.exec_spec(args, cwd=cwd, user=user, tty=tty, env=env))
 
+    def checkpoint(self, ref: str, options: CheckpointOptions | None = None) -> Image:
+        """Keep what it takes to make it again, as an image named `ref`; `Client.restore` is the way back.
+
+        A task that runs is paused meanwhile.
+
+        Raises:
+            AlreadyExistsError: there is an image of that name.
+            FailedPreconditionError: a part is asked for that it has not.
+            UnimplementedError: the daemon or the OCI runtime cannot take a task's state or make layers.
+        """
+        return Image(drive(self._inner.checkpoint(ref, options)))
+
     def label(self, labels: Mapping[str, str]) -> Container:
         """Set labels and keep the others; an empty value removes a label."""
         return Container(drive(self._inner.label(labels)))
@@ -833,6 +927,7 @@ class Client:
         snapshotter: str = "overlayfs",
         snapshot_labels: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
+        extensions: Mapping[str, PackedAny] | None = None,
     ) -> Container:
         """Make a container: a snapshot on top of the image's, a spec from its configuration, a record.
 
@@ -841,6 +936,7 @@ class Client:
         Args:
             image: an image of this namespace or its name; None with a `rootfs` in the options.
             options: what shall differ from the image's configuration and containerd's defaults.
+            extensions: what else the record shall hold, by name, for programs that know it.
 
         Raises:
             AlreadyExistsError: there is a container or a snapshot of that name.
@@ -857,9 +953,23 @@ class Client:
                     snapshotter=snapshotter,
                     snapshot_labels=snapshot_labels,
                     labels=labels,
+                    extensions=extensions,
                 )
             )
         )
+
+    def restore(self, container_id: str, ref: str, *, rw: bool = False) -> Container:
+        """Make a container from an image that `Container.checkpoint` made. If anything fails, nothing stays.
+
+        Args:
+            ref: the checkpoint's name; the image that it names must be here.
+            rw: with what the container had written to its files.
+
+        Raises:
+            NotFoundError: the checkpoint, or a part that it should have, is not there.
+            AlreadyExistsError: there is a container or a snapshot of that name.
+        """
+        return Container(drive(self._inner.restore(container_id, ref, rw=rw)))
 
     def task(self, container_id: str) -> Task:
         """The task of a container. Raises NotFoundError if there is none."""

@@ -396,7 +396,7 @@ def signal_number(signal: "int | str | signals.Signals") -> int:
     try:
         number = int(signals.Signals[base])
     except KeyError:
-        raise InvalidArgumentError(f"unknown signal {signal!r}") from None
+        raise InvalidArgumentError(f"invalid signal: {signal}") from None
     if plus and offset.isascii() and offset.isdecimal():
         number += int(offset)
     return number

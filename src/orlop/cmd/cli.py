@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
@@ -19,6 +19,13 @@ from orlop.client.connect import DEFAULT_ADDRESS, DEFAULT_NAMESPACE
 if TYPE_CHECKING:
     from orlop.client.connect import Transport
     from orlop.client.sync import Client
+
+T = TypeVar("T")
+
+# How long a daemon that has gone away is waited for, and how often it is looked for, in seconds.
+_PATIENCE_S: Final = 120.0
+_FIRST_PAUSE_S: Final = 0.05
+_LAST_PAUSE_S: Final = 1.0
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -53,6 +60,29 @@ class App:
         """Close the connection if there is one."""
         if self._client is not None:
             self._client.close()
+
+    def persist(self, call: "Callable[[], T]") -> "T":
+        """Make a call that may be made again, over the daemon's going away and coming back.
+
+        Raises:
+            UnavailableError: it has been away for two minutes.
+        """
+        import time
+
+        from orlop.base.errdefs import UnavailableError
+
+        deadline: float | None = None
+        pause = _FIRST_PAUSE_S
+        while True:
+            try:
+                return call()
+            except UnavailableError:
+                deadline = deadline or time.monotonic() + _PATIENCE_S
+                if time.monotonic() >= deadline:
+                    raise
+            self.client.close()  # the next call opens a new connection
+            time.sleep(pause)
+            pause = min(2 * pause, _LAST_PAUSE_S)
 
     def warn(self, text: str) -> None:
         """Say something on standard error that does not end the command."""

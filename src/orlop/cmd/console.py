@@ -30,8 +30,20 @@ _OURS = {
 }
 
 
-def attend(process: Process, *, terminal: bool, started: Callable[[], object] = lambda: None) -> Exit:
+Wait = Callable[[], Exit]
+
+
+def attend(
+    process: Process,
+    *,
+    terminal: bool,
+    started: Callable[[], object] = lambda: None,
+    persist: Callable[[Wait], Exit] = lambda wait: wait(),
+) -> Exit:
     """Start a process if `started` does so, pass signals and window sizes on, and wait for its exit.
+
+    Args:
+        persist: waits again when the daemon has gone away and come back.
 
     Waiting is done by a thread; this one sleeps until a signal or the exit comes, and so may make calls of its own.
     """
@@ -40,7 +52,7 @@ def attend(process: Process, *, terminal: bool, started: Callable[[], object] = 
 
         def wait() -> None:
             try:
-                ended.append(process.wait())
+                ended.append(persist(process.wait))
             except BaseException as error:
                 ended.append(error)
             finally:

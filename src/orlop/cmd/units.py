@@ -84,12 +84,15 @@ def labels(values: Mapping[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(values.items()))
 
 
-def parse_labels(texts: Sequence[str], *, bare: str = "") -> dict[str, str]:
-    """`a=b c=d` as a mapping; a bare name gets `bare`. Raises InvalidArgumentError for an empty name."""
+def parse_labels(texts: Sequence[str]) -> dict[str, str]:
+    """`a=b c=d` as a mapping; a bare name gets `true`. Raises InvalidArgumentError for an empty name.
+
+    Source: LabelArgs in cmd/ctr/commands/commands.go.
+    """
     found: dict[str, str] = {}
     for text in texts:
         name, separator, value = text.partition("=")
         if not name:
             raise InvalidArgumentError(f"label {text!r} has no name")
-        found[name] = value if separator else bare
+        found[name] = value if separator else "true"
     return found

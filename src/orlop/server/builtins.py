@@ -8,6 +8,7 @@ from typing import Final
 
 from orlop.core.kinds import SERVICE
 from orlop.core.plugin import Registration
+from orlop.server.config import Config
 
 log: Final = logging.getLogger(__name__)
 
@@ -55,6 +56,20 @@ def registrations(*, with_entry_points: bool) -> list[Registration]:
     if with_entry_points:
         for point in entry_points(group=GROUP):
             found += foreign(point)
+    return found
+
+
+def configured(config: Config) -> list[Registration]:
+    """All plug-ins that the configuration asks for: those here, and those behind sockets.
+
+    Raises:
+        InvalidArgumentError: one behind a socket is of a type that there is none of.
+    """
+    found = registrations(with_entry_points=config.entry_points)
+    if config.proxy_plugins:
+        from orlop.plugins import proxy
+
+        found += [proxy.registration(name, one, config.root) for name, one in config.proxy_plugins.items()]
     return found
 
 

@@ -92,10 +92,16 @@ class Debug:
 
 @dataclass(kw_only=True)
 class ProxyPlugin:
-    """A plug-in that another program serves over gRPC: `type` is snapshot, content, diff or sandbox."""
+    """A plug-in that another program serves over gRPC.
+
+    Attributes:
+        type: snapshot, content, diff or sandbox.
+        remote: ours: what a snapshotter is called there, if not as here.
+    """
 
     type: str = ""
     address: str = ""
+    remote: str = ""
     platform: str = ""
     exports: dict[str, str] = field(default_factory=dict)
     capabilities: list[str] = field(default_factory=list)

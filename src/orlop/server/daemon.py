@@ -64,7 +64,7 @@ class Daemon:
             stack.callback(_Lock(Path(self.config.root) / "lock").close)
             plugins = self._plugins
             if plugins is None:
-                plugins = builtins.registrations(with_entry_points=self.config.entry_points)
+                plugins = builtins.configured(self.config)
             self.graph = await stack.enter_async_context(Graph(self.config, plugins))
             if self._warmth is not None:
                 stack.callback(self._warmth.close)

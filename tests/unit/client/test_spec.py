@@ -3,7 +3,8 @@
 import pytest
 
 from orlop.base.errdefs import InvalidArgumentError, NotFoundError
-from orlop.client.spec import SpecOptions, capability, host_devices, make_spec, parse_id_map, parse_mount, replace_env
+from orlop.client.devices import host_devices
+from orlop.client.spec import SpecOptions, capability, make_spec, parse_id_map, parse_mount, replace_env
 from orlop.client.users import UserFiles
 from orlop.oci.image import ContainerConfig, Image
 from orlop.oci.spec import Spec

@@ -53,7 +53,7 @@ def test_no_duration(text: str) -> None:
 
 def test_labels_are_sorted() -> None:
     assert units.labels({"b": "1", "a": "2"}) == "a=2,b=1"
-    assert units.parse_labels(["a=b=c", "d"]) == {"a": "b=c", "d": ""}
+    assert units.parse_labels(["a=b=c", "d"]) == {"a": "b=c", "d": "true"}
 
 
 def test_time_as_go_prints_it() -> None:

@@ -17,7 +17,11 @@ _HERE = "orlop.cmd.ctr"
     cls=LazyGroup,
     listing="list",
     aliases={"ls": "list", "del": "delete", "remove": "delete", "rm": "delete"},
-    lazy={"create": (f"{_HERE}.run:create", "Create a container without running it.")},
+    lazy={
+        "checkpoint": (f"{_HERE}.checkpoints:checkpoint", "Keep a container as an image."),
+        "create": (f"{_HERE}.run:create", "Create a container without running it."),
+        "restore": (f"{_HERE}.checkpoints:restore", "Make and start a container from a checkpoint."),
+    },
 )
 def containers() -> None:
     """Manage containers."""
@@ -52,12 +56,13 @@ def delete(app: App, ids: tuple[str, ...], keep_snapshot: bool) -> None:
         try:
             _delete(app, container_id, keep_snapshot)
         except OrlopError as error:
-            errors.append(f'failed to delete container "{container_id}": {error}')
+            errors.append(str(error))
     fail_each(app, errors)
 
 
 def _delete(app: App, container_id: str, keep_snapshot: bool) -> None:
     from orlop.base.errdefs import NotFoundError
+    from orlop.cmd.ctr.run import disconnect
 
     container = app.client.containers.get(container_id)
     try:
@@ -69,6 +74,7 @@ def _delete(app: App, container_id: str, keep_snapshot: bool) -> None:
         if task.status() in ("STOPPED", "CREATED"):
             task.delete(force=True)
     container.delete(keep_snapshot=keep_snapshot)
+    disconnect(app, container)
 
 
 @containers.command(cls=GoCommand)
@@ -122,5 +128,7 @@ def info(app: App, container_id: str, only_spec: bool) -> None:
 @pass_app
 def label(app: App, container_id: str, labels: tuple[str, ...]) -> None:
     """Set labels; an empty value removes one."""
-    container = app.client.containers.get(container_id).label(parse_labels(labels))
+    container = app.client.containers.get(container_id)
+    if labels:
+        container = container.label(parse_labels(labels))
     click.echo(label_text(container.labels))

@@ -1,7 +1,6 @@
 """`ctr content`."""
 
 import sys
-from datetime import UTC, datetime
 
 import click
 
@@ -59,7 +58,7 @@ def list_(app: App, filters: tuple[str, ...], quiet: bool) -> None:
 @pass_app
 def get(app: App, digests: tuple[str, ...]) -> None:
     """Write blobs to standard output."""
-    for digest in digests:
+    for digest in map(_digest, digests):
         for chunk in app.client.content.chunks(digest):
             sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
@@ -73,10 +72,9 @@ def delete(app: App, digests: tuple[str, ...]) -> None:
     errors = []
     for digest in digests:
         try:
-            app.client.content.delete(digest)
-        except NotFoundError as error:
-            app.warn(f"{digest}: {error}")
-            continue
+            app.client.content.delete(_digest(digest))
+        except NotFoundError:
+            continue  # as containerd's: what is not there is not told
         except OrlopError as error:
             errors.append(f"failed to delete {digest!r}: {error}")
             continue
@@ -91,7 +89,7 @@ def delete(app: App, digests: tuple[str, ...]) -> None:
 @pass_app
 def ingest(app: App, key: str, expected_size: int, expected_digest: str) -> None:
     """Take standard input into the content store, under a key until it is whole."""
-    from orlop.base.errdefs import AlreadyExistsError, InvalidArgumentError
+    from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError
     from orlop.core.transfer import CHUNK_BYTES
     from orlop.oci.digest import Digest, new_hash
 
@@ -100,21 +98,26 @@ def ingest(app: App, key: str, expected_size: int, expected_digest: str) -> None
     if expected_digest:
         Digest.parse(expected_digest)
     state = new_hash()
+    total = 0
     try:
         with app.client.content.writer(key, size=expected_size, expected=expected_digest) as writer:
             left = writer.offset
             while chunk := sys.stdin.buffer.read(CHUNK_BYTES):
                 state.update(chunk)
+                total += len(chunk)
                 # What an earlier attempt has brought is not sent again; its bytes must be the same ones.
                 skipped = min(left, len(chunk))
                 left -= skipped
                 if skipped < len(chunk):
                     writer.write(chunk[skipped:])
+            if expected_size and total < expected_size:
+                raise FailedPreconditionError(
+                    f"ingest {key}: standard input has {total} bytes instead of the {expected_size} that were expected"
+                )
             digest = expected_digest or f"sha256:{state.hexdigest()}"
             writer.commit(size=expected_size, expected=digest)
     except AlreadyExistsError:
-        digest = expected_digest or f"sha256:{state.hexdigest()}"
-        app.warn(f"content {digest} exists already")
+        return  # as good as ingested
 
 
 @content.command(cls=GoCommand)
@@ -128,24 +131,24 @@ def active(app: App, pattern: str, timeout: str, root: str | None) -> None:
     table = TabWriter(1, 8, 1, "\t")
     table.line("REF\tSIZE\tAGE\t")
     for one in found:
-        age = datetime.now(UTC) - one.started_at
-        table.line(f"{one.ref}\t{decimal(one.offset)}\t{_since(age.total_seconds())}\t")
+        table.line(f"{one.ref}\t{decimal(one.offset)}\t{ago(one.started_at)}\t")
     click.echo(str(table), nl=False)
 
 
 @content.command(cls=GoCommand)
 @click.argument("digest")
-@click.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.argument("labels", nargs=-1, metavar="[KEY=VALUE...]")
 @pass_app
 def label(app: App, digest: str, labels: tuple[str, ...]) -> None:
-    """Set labels; an empty value removes one."""
-    info = app.client.content.label(digest, parse_labels(labels))
+    """Set labels; an empty value removes one. Without any, show them."""
+    content = app.client.content
+    name = _digest(digest)
+    info = content.label(name, parse_labels(labels)) if labels else content.info(name)
     click.echo(label_text(info.labels))
 
 
-def _since(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.3g}s"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s"
+def _digest(text: str) -> str:
+    """A digest of the command line. Raises InvalidArgumentError."""
+    from orlop.oci.digest import Digest
+
+    return Digest.parse(text)

@@ -3,15 +3,16 @@
 import contextlib
 import os
 import subprocess
-import sys
 import tempfile
+from datetime import timedelta
 
 import click
 
 from orlop.base.errdefs import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from orlop.cmd.cli import App, GoCommand, LazyGroup, pass_app
 
-_LAYER_MARK = "containerd.io/gc.ref.content.l."
+_CONTENT_MARK = "containerd.io/gc.ref.content."
+_LAYER_MARK = f"{_CONTENT_MARK}l."
 
 
 @click.command(cls=GoCommand)
@@ -72,17 +73,23 @@ def prune() -> None:
 def references(app: App, later: bool, dry: bool) -> None:
     """Let go of layers whose image is unpacked: the labels on manifests that keep them are removed."""
     content = app.client.content
-    lease = None if dry or later else app.client.leases.create("")
-    try:
-        for info in content.walk():
-            marks = {name: "" for name in info.labels if name.startswith(_LAYER_MARK)}
-            if not marks:
-                continue
+    for info in content.walk():
+        marks = {name: "" for name in info.labels if _keeps_layer(name)}
+        if dry:
             for name in marks:
-                click.echo(f"{info.digest}: {name}={info.labels[name]}", err=dry is False and sys.stderr.isatty())
-            if not dry:
-                with contextlib.suppress(NotFoundError):  # deleted by someone meanwhile
-                    content.label(info.digest, marks)
-    finally:
-        if lease is not None:
-            app.client.leases.delete(lease.id, synchronous=True)
+                app.warn(f"{info.digest}: removing label {name}")
+        elif marks:
+            with contextlib.suppress(NotFoundError):  # deleted by someone meanwhile
+                content.label(info.digest, marks)
+    # The end of a lease lets the collector look.
+    lease = app.client.leases.create("", expires_in=timedelta(hours=1))
+    app.client.leases.delete(lease.id, synchronous=not later)
+
+
+def _keeps_layer(name: str) -> bool:
+    """Whether a manifest's label refers to a layer. Source: isLayerLabel in cmd/ctr/commands/content/prune.go."""
+    if name.startswith(_LAYER_MARK):
+        return True
+    number = name.removeprefix(_CONTENT_MARK)
+    # Old labels have a number only; the configuration's is 0.
+    return number != name and number.isdecimal() and number != "0"

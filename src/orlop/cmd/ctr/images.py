@@ -25,14 +25,17 @@ snapshotter_option = click.option(
 @click.group(
     cls=LazyGroup,
     listing="list",
-    aliases={"ls": "list", "rm": "delete", "remove": "delete", "del": "delete"},
+    aliases={"ls": "list", "rm": "delete", "remove": "delete", "del": "delete", "i": "inspect"},
     lazy={
+        "convert": (f"{_HERE}.converting:convert", "Convert an image."),
         "export": (f"{_HERE}.archives:export", "Export images into an archive."),
         "import": (f"{_HERE}.archives:import_", "Import images from an archive."),
+        "inspect": (f"{_HERE}.looking:inspect", "Show an image as a tree of its parts."),
         "mount": (f"{_HERE}.mounts:mount", "Mount an image to a path."),
         "pull": (f"{_HERE}.distribution:pull", "Pull an image from a registry."),
         "push": (f"{_HERE}.distribution:push", "Push an image to a registry."),
         "unmount": (f"{_HERE}.mounts:unmount", "Unmount an image."),
+        "usage": (f"{_HERE}.looking:usage", "Show what the snapshots of an image take."),
     },
 )
 def images() -> None:
@@ -72,12 +75,15 @@ def show_images(app: App, filters: tuple[str, ...], *, quiet: bool, short: bool)
 @pass_app
 def check(app: App, filters: tuple[str, ...], quiet: bool, snapshotter: str) -> None:
     """Check that all content of images is here."""
+    found = app.client.images.list(filters)
+    if not found:
+        return
     table = TabWriter()
     table.row("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED")
-    for one in app.client.images.list(filters):
+    for one in found:
         status = one.check(snapshotter=snapshotter)
         if quiet:
-            if status.complete and status.unpacked:
+            if status.complete:
                 click.echo(one.name)
             continue
         present = sum(blob.size for blob in status.present)
@@ -115,6 +121,18 @@ def delete(app: App, refs: tuple[str, ...], sync: bool) -> None:
 
 
 @images.command(cls=GoCommand)
+@click.option("--all", "everything", is_flag=True, help="Remove all images that no container was made from.")
+@pass_app
+def prune(app: App, everything: bool) -> None:
+    """Remove unused images."""
+    if not everything:
+        app.warn("No images pruned. `image prune` requires --all to be specified.")
+        return
+    for name in app.client.images.prune():
+        app.warn(f"deleted image: {name}")
+
+
+@images.command(cls=GoCommand)
 @click.argument("source")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 @click.option("--force", is_flag=True, help="Move a name that exists already.")
@@ -133,11 +151,7 @@ def tag(app: App, source: str, targets: tuple[str, ...], force: bool) -> None:
 @pass_app
 def label(app: App, name: str, labels: tuple[str, ...], replace_all: bool) -> None:
     """Set labels; an empty value removes one."""
-    wanted = parse_labels(labels)
-    if replace_all:
-        old = app.client.images.get(name).labels
-        wanted = {**dict.fromkeys(old, ""), **wanted}
-    image = app.client.images.label(name, wanted)
+    image = app.client.images.label(name, parse_labels(labels), replace=replace_all and bool(labels))
     click.echo(label_text(image.labels))
 
 

@@ -1,12 +1,10 @@
 """`ctr images mount` and `unmount`: an image's files at a path of this host."""
 
-import os
-
 import click
 
-from orlop.base.errdefs import AlreadyExistsError, NotFoundError
 from orlop.cmd.cli import App, GoCommand, pass_app
 from orlop.cmd.ctr.images import snapshotter_option
+from orlop.cmd.units import parse_labels
 
 
 @click.command(cls=GoCommand)
@@ -21,29 +19,8 @@ def mount(
     app: App, ref: str, target: str, rw: bool, platform: str | None, labels: tuple[str, ...], snapshotter: str
 ) -> None:
     """Mount an image's root file system to a path."""
-    from orlop.cmd.units import parse_labels
-    from orlop.core.mount.perform import mount_all
-
-    if not os.path.isdir(target):
-        raise NotFoundError(f"mount target {target}: no such directory")
     image = app.client.images.get(ref, platform=platform)
-    chain_id = image.chain_id()
-    if not image.is_unpacked(snapshotter):
-        image.unpack(snapshotter=snapshotter)
-    snapshots = app.client.snapshots(snapshotter)
-    # As in containerd the snapshot's key is the path, so that unmount finds it. A label keeps it: nothing else does.
-    marks = {"containerd.io/gc.root": "1", **parse_labels(labels)}
-    make = snapshots.prepare if rw else snapshots.view
-    try:
-        mounts = make(target, chain_id, labels=marks)
-    except AlreadyExistsError:
-        mounts = snapshots.mounts(target)
-    try:
-        mount_all(mounts, target)
-    except BaseException:
-        snapshots.remove(target)
-        raise
-    click.echo(chain_id)
+    click.echo(image.mount(target, snapshotter=snapshotter, writable=rw, labels=parse_labels(labels)))
     click.echo(target)
 
 
@@ -54,12 +31,5 @@ def mount(
 @pass_app
 def unmount(app: App, target: str, remove: bool, snapshotter: str) -> None:
     """Unmount an image."""
-    import contextlib
-
-    from orlop.core.mount.perform import unmount_all
-
-    unmount_all(target)
-    if remove:
-        with contextlib.suppress(NotFoundError):
-            app.client.snapshots(snapshotter).remove(target)
+    app.client.images.unmount(target, snapshotter=snapshotter, remove=remove)
     click.echo(target)

@@ -55,9 +55,8 @@ def remove(app: App, names: tuple[str, ...], cgroup: bool) -> None:
         quoted = f'"{name}"'
         try:
             app.client.namespaces.delete(name)
-        except NotFoundError as error:
-            app.warn(f"unable to find namespace {name}: {error}")
-            continue
+        except NotFoundError:
+            pass  # as containerd's: what is not there is as good as removed
         except OrlopError as error:
             # The line that scripts have matched since 2017: the status as gRPC prints it, the name without quotes.
             errors.append(f"unable to delete {name}: {grpc_text(error).replace(quoted, name, 1)}")

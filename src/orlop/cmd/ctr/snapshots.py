@@ -165,11 +165,13 @@ def info(chosen: Chosen, key: str) -> None:
 
 @snapshots.command(cls=GoCommand)
 @click.argument("key")
-@click.argument("labels", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.argument("labels", nargs=-1, metavar="[KEY=VALUE...]")
 @pass_chosen
 def label(chosen: Chosen, key: str, labels: tuple[str, ...]) -> None:
-    """Set labels; an empty value removes one."""
-    click.echo(label_text(chosen.store.label(key, parse_labels(labels)).labels))
+    """Set labels; an empty value removes one. Without any, show them."""
+    store = chosen.store
+    found = store.label(key, parse_labels(labels)) if labels else store.stat(key)
+    click.echo(label_text(found.labels))
 
 
 @snapshots.command(cls=GoCommand)

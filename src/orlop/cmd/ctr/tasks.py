@@ -61,7 +61,7 @@ def start(app: App, container_id: str, null_io: bool, log_uri: str, fifo_dir: st
             task.start()
             task.detach()
             return
-        code = foreground(task, terminal=terminal and not (null_io or log_uri))
+        code = foreground(app, container, task, terminal=terminal and not (null_io or log_uri))
     except BaseException:
         with contextlib.suppress(OrlopError):  # the first error tells
             task.delete(force=True)
@@ -111,8 +111,9 @@ def exec_(
             process.start()
             process.detach()
             return
-        attend(process, terminal=tty and not log_uri, started=process.start)
-        code = process.delete().code
+        code = attend(process, terminal=tty and not log_uri, started=process.start, persist=app.persist).code
+        with contextlib.suppress(NotFoundError):  # the daemon deleted it and went away before it could say so
+            app.persist(process.delete)
     except BaseException:
         with contextlib.suppress(OrlopError):  # the first error tells
             process.delete(force=True)
@@ -128,6 +129,7 @@ def attach(app: App, container_id: str) -> None:
     """Sit before a running task: its output here, our input and signals there. Exits with its status."""
     from orlop.client.io import FifoIO
     from orlop.cmd.console import attend
+    from orlop.cmd.ctr.run import disconnect
 
     container = app.client.containers.get(container_id)
     state = container.task().state()
@@ -142,8 +144,10 @@ def attach(app: App, container_id: str) -> None:
     io.open(container_id)
     task = container.task(io)
     task.attach()
-    attend(task, terminal=terminal)
-    code = task.delete().code
+    code = attend(task, terminal=terminal, persist=app.persist).code
+    disconnect(app, container)
+    with contextlib.suppress(NotFoundError):  # the daemon deleted it and went away before it could say so
+        app.persist(task.delete)
     if code:
         raise ExitCode(code)
 
@@ -205,14 +209,20 @@ def ps(app: App, container_id: str) -> None:
 @click.option("--exec-id", default="", help="Process to delete, instead of the task.")
 @pass_app
 def delete(app: App, ids: tuple[str, ...], force: bool, exec_id: str) -> None:
-    """Delete tasks that have stopped. With one task, a status of its own is the exit status here."""
+    """Delete tasks that have stopped. With --exec-id, the process's status is the exit status here."""
+    from orlop.cmd.ctr.run import disconnect
+
     if exec_id:
-        app.client.task(ids[0]).process(exec_id).delete(force=force)
+        code = app.client.task(ids[0]).process(exec_id).delete(force=force).code
+        if code:
+            raise ExitCode(code)
         return
     errors = []
     for container_id in ids:
         try:
-            ended = app.client.task(container_id).delete(force=force)
+            container = app.client.containers.get(container_id)
+            ended = container.task().delete(force=force)
+            disconnect(app, container)
         except OrlopError as error:
             errors.append(f"unable to delete {container_id}: {error}" if len(ids) > 1 else str(error))
             continue

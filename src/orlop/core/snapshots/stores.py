@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Self
 
-from orlop.base.errdefs import InvalidArgumentError
+from orlop.base.errdefs import InvalidArgumentError, OrlopError
 from orlop.core.metadata import Database
 from orlop.core.metadata.trash import Trash
 from orlop.core.mount import Mount
@@ -41,7 +41,7 @@ class Stores(Mapping[str, Store]):
         self._thread = threading.Thread(target=self._run, name="orlop-snapshot-upkeep", daemon=True)
 
     def __enter__(self) -> Self:
-        on_disk = [number for one in self._snapshotters.values() for number in one.numbers()]
+        on_disk = [_highest(name, one) for name, one in self._snapshotters.items()]
         numbers = Numbers(self._db, at_least=max(on_disk, default=0))
         boot = upkeep.boot_id()
         for name, snapshotter in self._snapshotters.items():
@@ -130,6 +130,15 @@ class Stores(Mapping[str, Store]):
         except Exception:
             # They stay unsynced in their rows and are tried with the next ones; after a boot they would be refused.
             log.exception("snapshots: sync failed", extra={"snapshotter": store.name})
+
+
+def _highest(name: str, snapshotter: Snapshotter) -> int:
+    """The highest number that the snapshotter has something of; 0 if one behind a socket does not answer now."""
+    try:
+        return max(snapshotter.numbers(), default=0)
+    except OrlopError as error:
+        log.warning("snapshotter does not answer", extra={"snapshotter": name, "error": str(error)})
+        return 0
 
 
 def _written_through(mounts: Sequence[Mount]) -> Iterator[str]:

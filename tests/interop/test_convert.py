@@ -1,0 +1,140 @@
+"""Converted images: the digests that containerd's converter gives, and images that other tools read."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orlop.client.convert import ConvertOptions, Family, LayerForm
+from orlop.client.sync import Client
+from tools import peers
+from tools.images import Image
+
+pytestmark = [pytest.mark.root, pytest.mark.interop]
+
+
+@pytest.fixture
+def client(orlopd, namespace):
+    with Client(str(orlopd.address), namespace) as one:
+        yield one
+        for image in one.images.list():
+            image.delete(synchronous=True)
+
+
+@pytest.fixture
+def imported(client, busybox_image: Image) -> str:
+    with open(busybox_image.archive, "rb") as file:
+        client.import_(file)
+    return busybox_image.reference
+
+
+def _convert(client, source: str, target: str, **options):
+    return client.images.convert(source, target, ConvertOptions(**options))
+
+
+@pytest.mark.parametrize("flags", [["--uncompress"], ["--oci"], ["--uncompress", "--oci"], []])
+def test_digests_are_containerds(containerd, orlopd, go_ctr, our_ctr, namespace, busybox_image: Image, flags) -> None:
+    found = {}
+    # From Docker's media types, as an old image has them.
+    for who, ctr in (
+        ("containerd", go_ctr(containerd, f"{namespace}-c")),
+        ("orlopd", our_ctr(orlopd, f"{namespace}-o")),
+        ("mixed", our_ctr(containerd, f"{namespace}-m")),
+    ):
+        docker = our_ctr(containerd if who != "orlopd" else orlopd, ctr.namespace)
+        docker("images", "import", busybox_image.archive)
+        docker("images", "convert", "--docker", busybox_image.reference, "x/docker:1")
+        found[who] = [
+            ctr("images", "convert", *flags, source, "x/converted:1")
+            for source in (busybox_image.reference, "x/docker:1")
+        ]
+        for image in ctr("images", "ls", "-q").split():
+            ctr("images", "rm", "--sync", image)
+    assert found["orlopd"] == found["containerd"] == found["mixed"]
+
+
+def test_layers_there_and_back_again(client, imported) -> None:
+    plain = _convert(client, imported, "x/plain:1", layers=LayerForm.UNCOMPRESSED)
+    assert {layer.media_type for layer in plain.manifest().layers} == {"application/vnd.oci.image.layer.v1.tar"}
+    diff_ids = [str(one) for one in client.images.get(imported).config().rootfs.diff_ids]
+    assert [str(layer.digest) for layer in plain.manifest().layers] == diff_ids
+    for form in (LayerForm.ZSTD, LayerForm.GZIP):
+        there = _convert(client, "x/plain:1", f"x/{form}:1", layers=form)
+        for layer, diff_id in zip(there.manifest().layers, diff_ids, strict=True):
+            assert layer.media_type == f"application/vnd.oci.image.layer.v1.tar+{form}"
+            assert client.content.info(layer.digest).labels["containerd.io/uncompressed"] == diff_id
+        back = _convert(client, f"x/{form}:1", "x/back:1", layers=LayerForm.UNCOMPRESSED)
+        assert back.target.digest == plain.target.digest
+        there.unpack()
+        assert there.is_unpacked()
+
+
+def test_docker_and_oci(client, imported) -> None:
+    docker = _convert(client, imported, "x/docker:1", family=Family.DOCKER)
+    value = json.loads(client.content.read(docker.target.digest))
+    types = {one["mediaType"] for one in [value, value["config"], *value["layers"]]}
+    assert all(one.startswith("application/vnd.docker.") for one in types), types
+    assert not any("annotations" in one for one in [value, value["config"], *value["layers"]])
+    oci = _convert(client, "x/docker:1", "x/oci:1", family=Family.OCI)
+    assert oci.manifest().config.media_type == "application/vnd.oci.image.config.v1+json"
+    assert [one.digest for one in oci.manifest().layers] == [one.digest for one in docker.manifest().layers]
+
+
+def test_other_tools_read_what_was_converted(client, imported, tmp_path: Path) -> None:
+    _convert(client, imported, "x/docker:1", family=Family.DOCKER, layers=LayerForm.GZIP)
+    archive = tmp_path / "image.tar"
+    with open(archive, "wb") as file:
+        client.export(file, ["x/docker:1"])
+    skopeo = peers.locate("skopeo")
+    assert skopeo is not None
+    said = subprocess.run(
+        [skopeo, "inspect", "--config", f"oci-archive:{archive}"], capture_output=True, text=True, check=True
+    )
+    assert (
+        json.loads(said.stdout)["rootfs"]
+        == json.loads(client.content.read(client.images.get(imported).manifest().config.digest))["rootfs"]
+    )
+
+
+def test_platforms_of_an_index(client, busybox_multi_image: Image) -> None:
+    with open(busybox_multi_image.archive, "rb") as file:
+        client.import_(file)
+    name = busybox_multi_image.reference
+    whole = json.loads(client.content.read(client.images.get(name).target.digest))["manifests"]
+    assert len(whole) > 1
+    here = _convert(client, name, "x/here:1")
+    kept = json.loads(client.content.read(here.target.digest))["manifests"]
+    assert kept == [one for one in whole if one["digest"] == kept[0]["digest"]]
+    everything = _convert(client, name, "x/all:1", all_platforms=True, layers=LayerForm.UNCOMPRESSED)
+    assert len(json.loads(client.content.read(everything.target.digest))["manifests"]) == len(whole)
+    same = _convert(client, name, "x/same:1", all_platforms=True)
+    assert same.target.digest == client.images.get(name).target.digest
+
+
+def test_what_is_converted_is_kept_by_its_image_alone(client, imported) -> None:
+    _convert(client, imported, "x/zstd:1", layers=LayerForm.ZSTD)
+    client.images.delete(imported, synchronous=True)
+    image = client.images.get("x/zstd:1")
+    assert image.check().complete
+    layers = [str(one.digest) for one in image.manifest().layers]
+    client.images.delete("x/zstd:1", synchronous=True)
+    left = {info.digest for info in client.content.walk()}
+    assert not left & set(layers)
+    assert client.content.ingests() == []
+
+
+def test_errors_name_what_is_wrong(client, imported) -> None:
+    from orlop.base.errdefs import InvalidArgumentError, NotFoundError
+
+    with pytest.raises(NotFoundError):
+        _convert(client, "x/none:1", "x/y:1")
+    with pytest.raises(InvalidArgumentError, match="src and target image"):
+        _convert(client, imported, "")
+    first = client.images.get(imported).manifest().layers[0].digest
+    client.content.delete(first)
+    with pytest.raises(NotFoundError, match=str(first)):
+        _convert(client, imported, "x/y:1", layers=LayerForm.ZSTD)
+    with pytest.raises(NotFoundError):
+        client.images.get("x/y:1")
+    assert client.content.ingests() == []
