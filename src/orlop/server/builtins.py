@@ -29,6 +29,7 @@ MODULES: Final = (
     "orlop.plugins.services.tasks",
     "orlop.plugins.snapshots.overlayfs",
     "orlop.plugins.snapshots.native",
+    "orlop.plugins.snapshots.btrfs",
     "orlop.plugins.services.snapshots",
     "orlop.plugins.content.local.plugin",
     "orlop.plugins.gc.scheduler",
