@@ -321,9 +321,10 @@ class Task:
 
     async def kill(self, exec_id: str, signum: int, everyone: bool) -> None:
         """Signal a process, or all of the container's."""
-        if not 0 < signum <= signal.SIGRTMAX:
-            raise InvalidArgumentError(f"signal {signum}")
         process = self.process(exec_id)
+        if process.exit is None and not 0 <= signum <= signal.SIGRTMAX:
+            # What becomes of it in containerd, where the kernel is asked.
+            raise UnknownError("unknown error after kill: invalid argument")
         thaws = signum == signal.SIGKILL and self.init.status == PAUSED
         if exec_id or not (everyone or thaws):
             process.send_signal(signum)

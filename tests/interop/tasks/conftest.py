@@ -8,7 +8,9 @@
 Where an answer differs on purpose, `tests/interop/tasks/differences.py` says so and why.
 """
 
-from collections.abc import Iterator
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from tools import daemons
 from tools.daemons import Containerd, Engine, Orlopd
 from tools.images import Image
 
-STANDS = ("orlopd", "orlopd+runc.v2", "containerd+orlop.v1", "containerd")
+ORACLE = "containerd"
+STANDS = ("orlopd", "orlopd+runc.v2", "containerd+orlop.v1", ORACLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,28 +56,48 @@ def containerd_with_ours(short_directory: Path) -> Iterator[Containerd]:
         yield daemon
 
 
+@pytest.fixture
+def namespace(namespace: str) -> str:
+    """This run's own: two at once would meet in cgroups, and in the state directory that Debian's shim uses."""
+    return f"{namespace}-{os.getpid()}"
+
+
+@pytest.fixture(scope="session")
+def stands(containerd_with_ours: Containerd, orlopd: Orlopd) -> Mapping[str, Stand]:
+    """All stands, by name."""
+    made = [
+        Stand(name="orlopd", daemon=orlopd, runtime="io.containerd.runc.v2"),
+        Stand(name="orlopd+runc.v2", daemon=orlopd, runtime=str(daemons.program("containerd-shim-runc-v2"))),
+        Stand(name="containerd+orlop.v1", daemon=containerd_with_ours, runtime="io.containerd.orlop.v1"),
+        Stand(name=ORACLE, daemon=containerd_with_ours, runtime="io.containerd.runc.v2"),
+    ]
+    return {one.name: one for one in made}
+
+
 @pytest.fixture(params=STANDS)
-def stand(request: pytest.FixtureRequest, containerd_with_ours: Containerd, orlopd: Orlopd) -> Stand:
+def stand(request: pytest.FixtureRequest, stands: Mapping[str, Stand]) -> Stand:
+    """Each in turn; a test that is listed as different on one fails there."""
     name = request.param
     reason = DIFFERENCES.get((request.node.originalname, name))
     if reason is not None:
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-    if name == "orlopd":
-        return Stand(name=name, daemon=orlopd, runtime="io.containerd.runc.v2")
-    if name == "orlopd+runc.v2":
-        return Stand(name=name, daemon=orlopd, runtime=str(daemons.program("containerd-shim-runc-v2")))
-    if name == "containerd+orlop.v1":
-        return Stand(name=name, daemon=containerd_with_ours, runtime="io.containerd.orlop.v1")
-    return Stand(name=name, daemon=containerd_with_ours, runtime="io.containerd.runc.v2")
+    return stands[name]
 
 
 @pytest.fixture
 def client(stand: Stand, namespace: str, busybox_image: Image) -> Iterator[orlop.Client]:
     """A client in a namespace of its own that has the busybox image, unpacked; the namespace is empty afterwards."""
+    with connected(stand, namespace, busybox_image) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def connected(stand: Stand, namespace: str, image: Image) -> Iterator[orlop.Client]:
+    """See `client`."""
     with orlop.Client(str(stand.daemon.address), namespace, timeout_s=60) as made:
-        with open(busybox_image.archive, "rb") as archive:
-            [image] = made.import_(archive)
-        image.unpack()
+        with open(image.archive, "rb") as archive:
+            [imported] = made.import_(archive)
+        imported.unpack()
         yield made
         for state in made.tasks():
             made.task(state.container_id).delete(force=True)

@@ -1,5 +1,6 @@
 """Where a stand answers otherwise than the suite expects, and why. An entry that is no longer true fails its test."""
 
+_OURS = ("orlopd", "containerd+orlop.v1")
 _NAMES = (
     "containerd 1.6 reads the options of runtimes that are called io.containerd.runc.* and of no others; 2.x of all"
 )
@@ -8,4 +9,21 @@ _NAMES = (
 DIFFERENCES = {
     ("test_options_reach_the_runtime", "containerd+orlop.v1"): _NAMES,
     ("test_options_of_another_kind", "containerd+orlop.v1"): _NAMES,
+}
+
+_CHECKPOINT = "containerd's shim quotes the library that ran the runtime; ours names the phase, as for all other calls"
+_SIGNAL = (
+    "containerd's shim asks the runtime, which complains in its own words; ours knows that there is no such signal"
+)
+_EXEC = "containerd 1.6 asks the runtime, which refuses; 2.x has the shim refuse, with this class and these words"
+_PATH = "CRIU is reached, because " + _NAMES.partition(" and")[0]
+
+# Stand, state (`*`: of all) and call: reason.
+ANSWERS = {
+    ("orlopd", "running", "checkpoint"): _CHECKPOINT,
+    ("orlopd", "paused", "checkpoint"): _CHECKPOINT,
+    ("containerd+orlop.v1", "running", "checkpoint"): _PATH,
+    ("containerd+orlop.v1", "paused", "checkpoint"): _PATH,
+    **{(stand, state, "start an exec"): _EXEC for stand in _OURS for state in ("stopped", "killed while paused")},
+    **{(stand, state, "kill by 200"): _SIGNAL for stand in _OURS for state in ("created", "running", "paused")},
 }

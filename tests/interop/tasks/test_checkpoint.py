@@ -26,8 +26,17 @@ from tools import daemons
 
 pytestmark = [pytest.mark.root, pytest.mark.interop]
 
-# Before the dump it notes something; restored, it says what it had noted.
-SCRIPT = "if [ -e /restored ]; then cat /restored; exit 5; fi; echo 42 > /state; exec sleep 1000"
+# Before the dump it notes something; restored, it says what it had noted, and ends when it is told to: Debian's shim
+# misses the exit of a restored process that ends at once.
+SCRIPT = """
+if [ -e /restored ]; then
+    cat /restored
+    while [ ! -e /end ]; do sleep 0.02; done
+    exit 5
+fi
+echo 42 > /state
+exec sleep 1000
+"""
 
 
 class Runtime:
@@ -137,7 +146,7 @@ def test_into_the_content_store_and_back(
         restored.pause()
     with pytest.raises(NotFoundError):
         restored.kill("TERM")
-    assert restored.start() > 0
+    Path(f"/proc/{restored.start()}/root/end").touch()
     assert restored.wait().code == 5
     assert restored.delete().code == 5
     assert bytes(output.stdout) == b"42\n"
@@ -177,7 +186,7 @@ def test_options_reach_the_runtime(client: orlop.Client, task: orlop.Task, runti
         binary_name=str(runtime.path), criu_image_path=str(tmp_path / "image"), criu_work_path=str(tmp_path / "restore")
     )
     restored = client.containers.get("c").new_task(output, options=pack(chosen))
-    restored.start()
+    Path(f"/proc/{restored.start()}/root/end").touch()
     assert restored.wait().code == 5
     restored.delete()
     assert bytes(output.stdout) == b"42\n"
@@ -201,7 +210,7 @@ def test_a_dump_that_fails_leaves_its_log_and_no_content(
 ) -> None:
     before = [one.digest for one in client.content.walk()]
     Path(f"/proc/{task.pid}/root/fail").touch()
-    with pytest.raises(UnknownError, match=r"criu failed: type NOTIFY errno 0.* path= .*/criu-dump\.log$"):
+    with pytest.raises(UnknownError, match=r"criu failed: type NOTIFY errno 0.* path= .*/criu-dump\.log(: unknown)?$"):
         checkpoint(client)
     bundle = stand.daemon.state / "io.containerd.runtime.v2.task" / namespace / "c"
     assert (bundle / "criu-dump.log").read_text() == "(00.001) how it went\n"

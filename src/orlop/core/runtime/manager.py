@@ -143,6 +143,8 @@ class TaskManager:
             except NotFoundError:
                 await self._forget(task)
                 raise
+            except OrlopError as error:
+                raise from_status(error.code, f"failed to delete task: {error}") from error
             await self._forget(task)
         return reply
 
