@@ -23,6 +23,7 @@ MODULES = {
     "snapshots": ["Snapshots"],
     "diff": ["Diff"],
     "leases": ["Leases"],
+    "mounts": ["Mounts"],
     "introspection": ["Introspection"],
     "tasks": ["Process", "Task"],
     "containers": ["Containers", "Container"],

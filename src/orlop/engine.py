@@ -28,7 +28,7 @@ from orlop.base.errdefs import (
 )
 from orlop.base.rpc import Call, Method, Peer, Service
 from orlop.client.channel import Stream
-from orlop.core.kinds import RUNTIME
+from orlop.core.kinds import MOUNT_MANAGER, RUNTIME
 from orlop.core.plugin import Registration
 from orlop.core.runtime import Task
 from orlop.server.config import Config
@@ -49,7 +49,7 @@ class Engine(Client):
         root: directory of what survives; its lock keeps other engines and daemons off.
         state: directory of what does not survive a boot; short, for sockets lie in it (about 60 characters at most).
         namespace: of the calls of this client.
-        keep: leave tasks running on leaving; the next engine on the same directories finds them.
+        keep: leave tasks running and mounts active on leaving; the next engine on the same directories finds them.
         config: everything else; its root, state and addresses are replaced.
         plugins: the plug-ins instead of the built-in ones.
 
@@ -85,6 +85,7 @@ class Engine(Client):
             # Supervisors send their events to the ttrpc door.
             await stack.enter_async_context(self._daemon.doors(grpc=False))
             if not self._keep:
+                stack.push_async_callback(self._undo_mounts)
                 stack.push_async_callback(self._stop_tasks)
             await super().__aenter__()
             self._stack = stack.pop_all()
@@ -118,6 +119,13 @@ class Engine(Client):
                 continue
             with contextlib.suppress(NotFoundError):
                 await manager.delete(task.namespace, task.id)
+
+    async def _undo_mounts(self) -> None:
+        """Undo every activation of mounts; what resists is logged there."""
+        if self._daemon is None:
+            return
+        with contextlib.suppress(NotFoundError):  # there is no manager of them here
+            await self._daemon.graph.get(MOUNT_MANAGER).deactivate_all()
 
 
 async def _stop(task: Task) -> None:

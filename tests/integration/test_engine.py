@@ -15,6 +15,7 @@ import pytest
 
 from orlop.base.errdefs import FailedPreconditionError, NotFoundError
 from orlop.client.spec import SpecOptions
+from orlop.core.mount import Mount
 from orlop.engine import Engine
 from tools import residue
 
@@ -121,3 +122,20 @@ def test_the_engine_imports_no_grpc():
         "import sys; from orlop.engine import Engine; assert 'grpc' not in sys.modules and 'aiohttp' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_leaving_undoes_mounts_unless_told_to_keep_them(places):
+    disk = Mount(type="mkfs/loop", source=f"{places['root']}/disk", options=("X-containerd.mkfs.size=1MiB",))
+
+    async def activate(keep):
+        async with Engine(**places, keep=keep) as engine:
+            if not await engine.mounts.list():
+                lease = await engine.leases.create()
+                await engine.with_lease(lease.id).mounts.activate("disk", [disk])
+            [found] = await engine.mounts.list()
+            return found.active[0].mount_point
+
+    place = asyncio.run(activate(keep=True))
+    assert os.path.islink(place)
+    assert asyncio.run(activate(keep=False)) == place
+    assert not os.path.lexists(place)

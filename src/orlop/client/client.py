@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from orlop.client.images import Image, Images
     from orlop.client.introspection import Introspection, Version
     from orlop.client.leases import Leases
+    from orlop.client.mounts import Mounts
     from orlop.client.namespaces import Namespaces
     from orlop.client.pull import PullOptions
     from orlop.client.registry import RegistryOptions
@@ -123,6 +124,13 @@ class Client:
         from orlop.client.leases import Leases
 
         return Leases(self._session)
+
+    @property
+    def mounts(self) -> "Mounts":
+        """Mounts that the daemon has performed beforehand."""
+        from orlop.client.mounts import Mounts
+
+        return Mounts(self._session)
 
     @property
     def diff(self) -> "Diff":

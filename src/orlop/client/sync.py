@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from orlop.client import images as _images
     from orlop.client import introspection as _introspection
     from orlop.client import leases as _leases
+    from orlop.client import mounts as _mounts
     from orlop.client import namespaces as _namespaces
     from orlop.client import snapshots as _snapshots
     from orlop.client import tasks as _tasks
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from orlop.client.introspection import Plugin, Server, Version
     from orlop.client.io import ProcessIO
     from orlop.client.leases import LeaseInfo, Resource
+    from orlop.client.mounts import Activation
     from orlop.client.namespaces import Namespace
     from orlop.client.pull import PullOptions
     from orlop.client.registry import RegistryOptions
@@ -516,6 +518,50 @@ class Leases:
         return drive(self._inner.list(filters))
 
 
+class Mounts:
+    """The activations of the namespace."""
+
+    def __init__(self, inner: _mounts.Mounts) -> None:
+        self._inner = inner
+
+    def activate(
+        self, name: str, mounts: Sequence[Mount], *, labels: Mapping[str, str] | None = None, temporary: bool = False
+    ) -> Activation:
+        """Let the daemon perform what of these mounts the system cannot.
+
+        The collector takes an activation that nothing holds: a lease that this client names, or a label
+        `containerd.io/gc.bref.container` and its like.
+
+        Args:
+            temporary: perform all of them; what is left is a bind mount of the result.
+
+        Raises:
+            UnimplementedError: nothing of them needs this; mount them as they are.
+            AlreadyExistsError: there is an activation of that name.
+        """
+        return drive(self._inner.activate(name, mounts, labels=labels, temporary=temporary))
+
+    def deactivate(self, name: str) -> None:
+        """Undo an activation. Raises NotFoundError; FailedPreconditionError while somebody uses it."""
+        drive(self._inner.deactivate(name))
+
+    def get(self, name: str) -> Activation:
+        """One activation. Raises NotFoundError."""
+        return drive(self._inner.get(name))
+
+    def label(self, name: str, labels: Mapping[str, str]) -> Activation:
+        """Set labels and keep the others; an empty value removes a label. containerd cannot do this."""
+        return drive(self._inner.label(name, labels))
+
+    def walk(self, filters: Sequence[str] = ()) -> DrivenIterator[Activation]:
+        """Yield activations as the daemon lists them; containerd ignores the filters."""
+        return DrivenIterator(self._inner.walk(filters))
+
+    def list(self, filters: Sequence[str] = ()) -> list[Activation]:
+        """All activations that match one of the filters, by name."""
+        return drive(self._inner.list(filters))
+
+
 class Introspection:
     """`client.introspection`."""
 
@@ -885,6 +931,11 @@ class Client:
     def leases(self) -> Leases:
         """What keeps things from the collector."""
         return Leases(self._inner.leases)
+
+    @property
+    def mounts(self) -> Mounts:
+        """Mounts that the daemon has performed beforehand."""
+        return Mounts(self._inner.mounts)
 
     @property
     def diff(self) -> Diff:

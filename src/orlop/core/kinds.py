@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orlop.core.mount.activation import Handler
     from orlop.core.mount.manager import MountManager
     from orlop.core.runtime import TaskManager
+    from orlop.core.runtime.shim_manager import ShimManager
     from orlop.core.snapshots import Snapshotter
     from orlop.core.snapshots.stores import Stores
 
@@ -29,6 +30,7 @@ MOUNT_MANAGER: "Final[Kind[MountManager]]" = Kind("io.containerd.mount-manager.v
 DIFFER: Final[Kind[Any]] = Kind("io.containerd.differ.v1")
 GC: Final[Kind[Any]] = Kind("io.containerd.gc.v1")
 LEASE: Final[Kind[Any]] = Kind("io.containerd.lease.v1")
+SHIM: "Final[Kind[ShimManager]]" = Kind("io.containerd.shim.v1")
 RUNTIME: "Final[Kind[TaskManager]]" = Kind("io.containerd.runtime.v2")
 SERVICE: Final[Kind[Any]] = Kind("io.containerd.service.v1")
 GRPC: "Final[Kind[Service]]" = Kind("io.containerd.grpc.v1")

@@ -1,4 +1,4 @@
-"""The task manager as a plug-in: finds the tasks of the daemon before it on starting."""
+"""The managers of shims and of tasks as plug-ins; tasks of the daemon before are found on starting."""
 
 import logging
 import shutil
@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Final
 
 from orlop.base.errdefs import NotFoundError
-from orlop.core.kinds import EVENT, RUNTIME
+from orlop.core.kinds import EVENT, MOUNT_MANAGER, RUNTIME, SHIM
 from orlop.core.plugin import Context, Registration
 from orlop.core.runtime import TaskManager
 from orlop.core.runtime.binaries import ShimHost, supervisor_path
 from orlop.core.runtime.bundle import Bundles
+from orlop.core.runtime.shim_manager import ShimManager
 
 log: Final = logging.getLogger(__name__)
 
 
-async def _init(context: Context) -> TaskManager:
+def _shims(context: Context) -> ShimManager:
     host = ShimHost(
         state=context.daemon.state,
         address=context.daemon.grpc.address,
@@ -24,9 +25,15 @@ async def _init(context: Context) -> TaskManager:
         publish_binary=_own_program(),
         debug=log.isEnabledFor(logging.DEBUG),
     )
+    shims = ShimManager(host, context.daemon.runtimes)
+    context.on_close(shims.close)
+    return shims
+
+
+async def _tasks(context: Context) -> TaskManager:
     bundles = Bundles(state=context.state, root=context.root)
-    manager = TaskManager(bundles, host, context.get(EVENT).publish, context.daemon.runtimes)
-    context.on_close(manager.close)
+    mounts = next(iter(context.all(MOUNT_MANAGER).values()), None)
+    manager = TaskManager(bundles, context.get(SHIM), context.get(EVENT).publish, mounts=mounts)
     try:
         context.exports["supervisor"] = str(supervisor_path())
     except NotFoundError as error:
@@ -41,4 +48,7 @@ def _own_program() -> str:
     return str(beside) if beside.exists() else shutil.which("orlopd") or "orlopd"
 
 
-REGISTRATION: Final = Registration(kind=RUNTIME, id="task", requires=(EVENT,), init=_init)
+REGISTRATIONS: Final = (
+    Registration(kind=SHIM, id="manager", init=_shims),
+    Registration(kind=RUNTIME, id="task", requires=(SHIM, EVENT, MOUNT_MANAGER), init=_tasks),
+)

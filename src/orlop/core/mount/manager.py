@@ -114,6 +114,15 @@ class MountManager:
         """
         await self._to_the_end(self._deactivate(namespace, name), namespace, name)
 
+    async def deactivate_all(self) -> None:
+        """Undo all activations of all namespaces; what is busy is logged and left to the next start."""
+        for entry in self._store.entries():
+            try:
+                await self.deactivate(entry.namespace, entry.name)
+            except OrlopError as error:
+                fields = {"namespace": entry.namespace, "mount": entry.name, "error": str(error)}
+                log.warning("an activation's mounts are left", extra=fields)
+
     def exists(self, namespace: str, name: str) -> bool:
         """Whether there is an activation of that name."""
         return self._store.exists(namespace, name)

@@ -7,31 +7,30 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from orlop.api.events import task_pb2
 from orlop.api.runtime.task.v2 import shim_pb2
 from orlop.api.types import mount_pb2
-from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError, UnavailableError, from_status
+from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError, UnimplementedError, from_status
+from orlop.base.labels import GC_BREF_CONTAINER
 from orlop.core.mount import Mount
+from orlop.core.mount.manager import MountManager
 from orlop.core.runtime import binaries
-from orlop.core.runtime.binaries import ShimBinary, ShimHost
-from orlop.core.runtime.bundle import Bootstrap, Bundle, Bundles
-from orlop.core.runtime.shimlog import ShimLogs
+from orlop.core.runtime.binaries import ShimBinary
+from orlop.core.runtime.bundle import Bundle, Bundles
+from orlop.core.runtime.shim_manager import SHUTDOWN_TIMEOUT_S, ShimManager
 from orlop.core.runtime.shims import Shim
 from orlop.core.runtime.tasks import ProcessIO, Task, absent
 
 log: Final = logging.getLogger(__name__)
 
-REVIVE_PAUSES_S: Final = (0.0, 0.1, 0.5, 2.0)
-SHUTDOWN_TIMEOUT_S: Final = 5.0
 # What a process whose shim has died is said to have ended with when nobody knows: killed. As containerd says it.
 KILLED: Final = 137
 
@@ -61,19 +60,22 @@ class CreateOptions:
 
 
 class TaskManager:
-    """Starts shims, keeps connections to them and knows every task by namespace and id."""
+    """Knows every task by namespace and id, and the shim that holds it.
 
-    def __init__(self, bundles: Bundles, host: ShimHost, publish: Publish, mapped: Mapping[str, str]) -> None:
+    Args:
+        mounts: performs beforehand what of a root file system's mounts the shim cannot; without one it gets them all.
+    """
+
+    def __init__(
+        self, bundles: Bundles, shims: ShimManager, publish: Publish, *, mounts: MountManager | None = None
+    ) -> None:
         self._bundles = bundles
-        self._host = host
+        self._shims = shims
         self._publish = publish
-        self._mapped = mapped
+        self._mounts = mounts
         self._tasks: dict[tuple[str, str], Task] = {}
         self._creating: set[tuple[str, str]] = set()
-        self._shims: dict[tuple[str, str], Shim] = {}
-        self._starts: dict[str, asyncio.Lock] = {}
-        self._logs = ShimLogs()
-        self._closing = False
+        shims.on_dead.append(self._bury_all)
 
     def get(self, namespace: str, task_id: str) -> Task:
         """The task of that name.
@@ -107,16 +109,18 @@ class TaskManager:
         key = (namespace, task_id)
         if key in self._tasks or key in self._creating:
             raise AlreadyExistsError(f"task {task_id}")
-        binary = binaries.resolve(options.runtime, self._mapped)
+        binary = self._shims.resolve(options.runtime)
         self._creating.add(key)
         try:
             bundle = self._bundles.create(namespace, task_id, options.spec_type, options.spec)
             try:
+                options = replace(options, rootfs=await self._activate(bundle, options.rootfs))
                 checkpoint = options.checkpoint or await _lay_out(bundle, options)
-                shim = await self._shim_for(bundle, binary, options.options)
+                shim = await self._shims.start(bundle, binary, options.options)
             except BaseException:
-                await self._discard(bundle)
+                await asyncio.shield(self._discard(bundle))
                 raise
+            shim.tasks[task_id] = bundle
             try:
                 reply = await self._create_in(shim, bundle, options, checkpoint)
             except BaseException:
@@ -155,43 +159,6 @@ class TaskManager:
             for bundle in bundles:
                 group.create_task(self._load_one(bundle), name=f"load {bundle.namespace}/{bundle.id}")
 
-    async def close(self) -> None:
-        """Let go of all shims; tasks go on."""
-        self._closing = True
-        await asyncio.gather(*(shim.close() for shim in self._shims.values()))
-        self._logs.close()
-
-    async def _shim_for(self, bundle: Bundle, binary: ShimBinary, options: AnyMessage | None) -> Shim:
-        """The shim that will hold the bundle's task: a running supervisor of ours, or a new process."""
-        lock = self._starts.setdefault(bundle.namespace, asyncio.Lock()) if binary.groups else contextlib.nullcontext()
-        async with lock:
-            if binary.groups:
-                for (namespace, _), known in self._shims.items():
-                    if namespace == bundle.namespace and known.groups and known.alive():
-                        bundle.save(known.bootstrap, binary.path)
-                        known.tasks.add(bundle.id)
-                        return known
-            else:
-                self._logs.open(bundle.path)
-            serialised = options.SerializeToString() if options is not None else b""
-            bootstrap = await binaries.start(binary, self._host, bundle, serialised)
-            shim = await self._connect(bundle.namespace, bootstrap, binary)
-            bundle.save(bootstrap, binary.path)
-            shim.tasks.add(bundle.id)
-            return shim
-
-    async def _connect(self, namespace: str, bootstrap: Bootstrap, binary: ShimBinary | None) -> Shim:
-        key = (namespace, bootstrap.address)
-        known = self._shims.get(key)
-        if known is not None and known.alive():
-            return known
-        shim = Shim(namespace, bootstrap, binary)
-        await shim.connect(self._lost)
-        if shim.groups:
-            shim.revive = lambda: self._revive(shim)
-        self._shims[key] = shim
-        return shim
-
     async def _create_in(
         self, shim: Shim, bundle: Bundle, options: CreateOptions, checkpoint: str
     ) -> shim_pb2.CreateTaskResponse:
@@ -217,32 +184,53 @@ class TaskManager:
 
     async def _abandon(self, shim: Shim, bundle: Bundle) -> None:
         """Undo what a failed create left; the first error is the caller's, so failures here are logged."""
-        shim.tasks.discard(bundle.id)
+        shim.tasks.pop(bundle.id, None)
         with contextlib.suppress(OrlopError):  # most often NotFound: the shim undid its own part
             await shim.call(
                 "Delete", shim_pb2.DeleteRequest(id=bundle.id), shim_pb2.DeleteResponse, timeout_s=SHUTDOWN_TIMEOUT_S
             )
         if not shim.groups:
-            await self._shut_down(shim, bundle)
+            await self._shims.shut_down(shim, bundle)
         await self._discard(bundle)
 
     async def _forget(self, task: Task) -> None:
         self._tasks.pop((task.namespace, task.id), None)
-        task.shim.tasks.discard(task.id)
+        task.shim.tasks.pop(task.id, None)
         if not task.shim.groups:
-            await self._shut_down(task.shim, task.bundle)
+            await self._shims.shut_down(task.shim, task.bundle)
         await self._discard(task.bundle)
 
-    async def _shut_down(self, shim: Shim, bundle: Bundle) -> None:
-        """Tell a foreign shim that this task was all; it ends by itself if it has no other."""
-        with contextlib.suppress(OrlopError):  # it may end before it answers
-            await shim.call("Shutdown", shim_pb2.ShutdownRequest(id=bundle.id), Empty, timeout_s=SHUTDOWN_TIMEOUT_S)
-        if not shim.tasks:
-            self._shims.pop((shim.namespace, shim.bootstrap.address), None)
-            await shim.close()
+    async def _activate(self, bundle: Bundle, rootfs: Sequence[Mount]) -> Sequence[Mount]:
+        """What the shim is to mount: the mounts as they are, or what is left of them after an activation.
+
+        The container keeps the activation from the collector. One that is there already, from a task of that id that
+        was not deleted, is taken as it is.
+        """
+        if self._mounts is None:
+            return rootfs
+        try:
+            activation = await self._mounts.activate(
+                bundle.namespace, bundle.id, rootfs, labels={GC_BREF_CONTAINER: bundle.id}
+            )
+        except UnimplementedError:
+            return rootfs
+        except AlreadyExistsError:
+            activation = self._mounts.info(bundle.namespace, bundle.id)
+        return activation.system
+
+    async def _deactivate(self, bundle: Bundle) -> None:
+        if self._mounts is None or not self._mounts.exists(bundle.namespace, bundle.id):
+            return
+        try:
+            await self._mounts.deactivate(bundle.namespace, bundle.id)
+        except NotFoundError:
+            pass  # the collector was quicker
+        except OrlopError as error:
+            fields = {"namespace": bundle.namespace, "id": bundle.id, "error": str(error)}
+            log.error("mounts of a task are left", extra=fields)
 
     async def _discard(self, bundle: Bundle) -> None:
-        self._logs.forget(bundle.path)
+        self._shims.forget_log(bundle)
         try:
             if bundle.is_mounted():
                 # A shim that died left it, and unmounting an overlay may write its files out first.
@@ -251,6 +239,7 @@ class TaskManager:
                 bundle.delete()
         except OrlopError as error:
             log.error("bundle is left", extra={"namespace": bundle.namespace, "id": bundle.id, "error": str(error)})
+        await self._deactivate(bundle)
 
     async def _load_one(self, bundle: Bundle) -> None:
         bootstrap, path = bundle.bootstrap(), bundle.binary()
@@ -260,82 +249,36 @@ class TaskManager:
             await self._bury(bundle, binary)
             return
         try:
-            async with self._starts.setdefault(f"{bundle.namespace}\0{bootstrap.address}", asyncio.Lock()):
-                shim = await self._find(bundle, bootstrap, binary)
+            shim = await self._shims.find(bundle, bootstrap, binary)
+            shim.tasks[bundle.id] = bundle
             task = Task(bundle, shim)
-            shim.tasks.add(bundle.id)
-            await task.state()
+            try:
+                await task.state()
+            except BaseException:
+                shim.tasks.pop(bundle.id)
+                raise
         except (OrlopError, OSError) as error:
             fields = {"namespace": bundle.namespace, "id": bundle.id, "error": str(error)}
             log.warning("task is lost with its shim", extra=fields)
             await self._bury(bundle, binary)
             return
         if not shim.groups:
-            self._logs.open(bundle.path)
+            self._shims.follow_log(bundle)
         self._tasks[bundle.namespace, bundle.id] = task
 
-    async def _find(self, bundle: Bundle, bootstrap: Bootstrap, binary: ShimBinary | None) -> Shim:
-        """Connect to the recorded shim; a supervisor of ours that died meanwhile gets its successor."""
-        try:
-            return await self._connect(bundle.namespace, bootstrap, binary)
-        except UnavailableError:
-            if binary is None or not binary.groups:
-                raise
-        log.info("supervisor is gone, starting its successor", extra={"namespace": bundle.namespace})
-        successor = await binaries.start(binary, self._host, bundle, b"")
-        return await self._connect(bundle.namespace, successor, binary)
-
-    async def _lost(self, shim: Shim) -> None:
-        """A connection broke: a supervisor's tasks get a successor, a foreign shim's are dead with it."""
-        if self._closing:
-            return
-        if shim.groups:
-            if shim.tasks:
-                with contextlib.suppress(OrlopError):  # logged there; the next call tries again
-                    await self._revive(shim)
-            else:
-                self._shims.pop((shim.namespace, shim.bootstrap.address), None)
-            return
-        self._shims.pop((shim.namespace, shim.bootstrap.address), None)
+    async def _bury_all(self, shim: Shim) -> None:
+        """A foreign shim has died, and its tasks with it."""
         for task_id in sorted(shim.tasks):
             task = self._tasks.pop((shim.namespace, task_id), None)
             if task is not None:
                 await self._bury(task.bundle, shim.binary)
-
-    async def _revive(self, shim: Shim) -> None:
-        """Give a dead supervisor's tasks to its successor, which finds them by their records.
-
-        Raises:
-            UnavailableError: no successor could be started; names the last reason.
-        """
-        if shim.alive():
-            return
-        if shim.binary is None or not shim.tasks:
-            raise UnavailableError(f"shim {shim.bootstrap.address}: the supervisor is gone")
-        bundle = self._bundles.get(shim.namespace, min(shim.tasks))
-        last: OrlopError | None = None
-        for pause in REVIVE_PAUSES_S:
-            await asyncio.sleep(pause)
-            if shim.alive():
-                return
-            try:
-                shim.bootstrap = await binaries.start(shim.binary, self._host, bundle, b"")
-                await shim.connect(self._lost)
-            except OrlopError as error:
-                last = error
-                fields = {"namespace": shim.namespace, "error": str(error)}
-                log.warning("successor of a supervisor did not start", extra=fields)
-                continue
-            log.info("successor took over", extra={"namespace": shim.namespace, "tasks": len(shim.tasks)})
-            return
-        raise UnavailableError(f"shim {shim.bootstrap.address}: no successor could be started: {last}") from last
 
     async def _bury(self, bundle: Bundle, binary: ShimBinary | None) -> None:
         """Clean up after a dead shim and tell everyone that its task has ended."""
         exit_status, exited_at, pid = KILLED, time.time_ns(), 0
         if binary is not None:
             try:
-                reply = await binaries.delete(binary, self._host, bundle)
+                reply = await binaries.delete(binary, self._shims.host, bundle)
                 exit_status, pid = reply.exit_status, reply.pid
                 exited_at = reply.exited_at.ToNanoseconds() or exited_at
             except OrlopError as error:

@@ -11,7 +11,7 @@ from orlop import ttrpc
 from orlop.base import trace
 from orlop.base.errdefs import DeadlineExceededError, OrlopError, UnavailableError, UnimplementedError, from_status
 from orlop.core.runtime.binaries import ShimBinary
-from orlop.core.runtime.bundle import Bootstrap
+from orlop.core.runtime.bundle import Bootstrap, Bundle
 from orlop.ttrpc import aio
 
 log: Final = logging.getLogger(__name__)
@@ -29,14 +29,15 @@ class Shim:
 
     Attributes:
         groups: it is our supervisor; when it dies, a successor takes its tasks over.
-        tasks: ids of the tasks that it holds, as far as this daemon knows.
+        tasks, sandboxes: bundles of what it holds by id, as far as this daemon knows.
     """
 
     def __init__(self, namespace: str, bootstrap: Bootstrap, binary: ShimBinary | None) -> None:
         self.namespace = namespace
         self.bootstrap = bootstrap
         self.binary = binary
-        self.tasks: set[str] = set()
+        self.tasks: dict[str, Bundle] = {}
+        self.sandboxes: dict[str, Bundle] = {}
         self.revive: Callable[[], Awaitable[None]] | None = None
         self._client: aio.Client | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -47,6 +48,15 @@ class Shim:
     @property
     def groups(self) -> bool:
         return self.binary is not None and self.binary.groups
+
+    @property
+    def holds(self) -> bool:
+        """Whether it holds anything."""
+        return bool(self.tasks or self.sandboxes)
+
+    def any_bundle(self) -> Bundle | None:
+        """A bundle of what it holds, in which its program can be run."""
+        return next((bundle for bundles in (self.tasks, self.sandboxes) for bundle in bundles.values()), None)
 
     def alive(self) -> bool:
         """Whether the connection stands, as far as this side has noticed."""

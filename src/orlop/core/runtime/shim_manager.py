@@ -1,0 +1,171 @@
+"""The shims of all namespaces: started, connected to, found again, succeeded when they are ours and die.
+
+Who holds something in a shim (tasks, sandboxes) shares its connection, and is told when a foreign shim has died. One
+supervisor of ours serves a namespace; when it dies, its successor takes over what it held.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+
+from orlop.api.runtime.task.v2 import shim_pb2
+from orlop.base.errdefs import OrlopError, UnavailableError
+from orlop.core.runtime import binaries
+from orlop.core.runtime.binaries import ShimBinary, ShimHost
+from orlop.core.runtime.bundle import Bootstrap, Bundle
+from orlop.core.runtime.shimlog import ShimLogs
+from orlop.core.runtime.shims import Shim
+
+log: Final = logging.getLogger(__name__)
+
+REVIVE_PAUSES_S: Final = (0.0, 0.1, 0.5, 2.0)
+SHUTDOWN_TIMEOUT_S: Final = 5.0
+
+OnDead = Callable[[Shim], Awaitable[None]]
+
+
+class ShimManager:
+    """Starts shims and keeps a connection to each.
+
+    Args:
+        mapped: shims by runtime name, from the configuration.
+
+    Attributes:
+        on_dead: called, in order, with each foreign shim whose connection has broken.
+    """
+
+    def __init__(self, host: ShimHost, mapped: Mapping[str, str]) -> None:
+        self.host = host
+        self.on_dead: list[OnDead] = []
+        self._mapped = mapped
+        self._shims: dict[tuple[str, str], Shim] = {}
+        self._starts: dict[str, asyncio.Lock] = {}
+        self._logs = ShimLogs()
+        self._closing = False
+
+    def resolve(self, runtime: str) -> ShimBinary:
+        """The shim for a runtime name or path; see `binaries.resolve`."""
+        return binaries.resolve(runtime, self._mapped)
+
+    async def start(self, bundle: Bundle, binary: ShimBinary, options: AnyMessage | None) -> Shim:
+        """The shim that will hold what the bundle is for: a running supervisor of ours, or a new process.
+
+        Raises:
+            OrlopError: see `binaries.start` and `Shim.connect`.
+        """
+        lock = self._starts.setdefault(bundle.namespace, asyncio.Lock()) if binary.groups else contextlib.nullcontext()
+        async with lock:
+            if binary.groups:
+                for (namespace, _), known in self._shims.items():
+                    if namespace == bundle.namespace and known.groups and known.alive():
+                        bundle.save(known.bootstrap, binary.path)
+                        return known
+            else:
+                self.follow_log(bundle)
+            serialised = options.SerializeToString() if options is not None else b""
+            bootstrap = await binaries.start(binary, self.host, bundle, serialised)
+            shim = await self.connect(bundle.namespace, bootstrap, binary)
+            bundle.save(bootstrap, binary.path)
+            return shim
+
+    async def connect(self, namespace: str, bootstrap: Bootstrap, binary: ShimBinary | None) -> Shim:
+        """The shim at an address; see `Shim.connect` for errors."""
+        key = (namespace, bootstrap.address)
+        known = self._shims.get(key)
+        if known is not None and known.alive():
+            return known
+        shim = Shim(namespace, bootstrap, binary)
+        await shim.connect(self._lost)
+        if shim.groups:
+            shim.revive = lambda: self._revive(shim)
+        self._shims[key] = shim
+        return shim
+
+    async def find(self, bundle: Bundle, bootstrap: Bootstrap, binary: ShimBinary | None) -> Shim:
+        """Connect to the shim that a bundle names; a supervisor of ours that died meanwhile gets its successor.
+
+        Raises:
+            UnavailableError: a foreign shim is gone.
+            OrlopError: as `start`.
+        """
+        async with self._starts.setdefault(f"{bundle.namespace}\0{bootstrap.address}", asyncio.Lock()):
+            try:
+                return await self.connect(bundle.namespace, bootstrap, binary)
+            except UnavailableError:
+                if binary is None or not binary.groups:
+                    raise
+            log.info("supervisor is gone, starting its successor", extra={"namespace": bundle.namespace})
+            successor = await binaries.start(binary, self.host, bundle, b"")
+            return await self.connect(bundle.namespace, successor, binary)
+
+    async def shut_down(self, shim: Shim, bundle: Bundle) -> None:
+        """Tell a foreign shim that this bundle's task was all; it ends by itself if it has no other."""
+        with contextlib.suppress(OrlopError):  # it may end before it answers
+            await shim.call("Shutdown", shim_pb2.ShutdownRequest(id=bundle.id), Empty, timeout_s=SHUTDOWN_TIMEOUT_S)
+        await self.let_go(shim)
+
+    async def let_go(self, shim: Shim) -> None:
+        """Close the connection to a foreign shim that holds nothing any more."""
+        if not shim.groups and not shim.holds:
+            self._shims.pop((shim.namespace, shim.bootstrap.address), None)
+            await shim.close()
+
+    def follow_log(self, bundle: Bundle) -> None:
+        """Read what a foreign shim logs into its bundle's FIFO."""
+        self._logs.open(bundle.path)
+
+    def forget_log(self, bundle: Bundle) -> None:
+        """The bundle goes."""
+        self._logs.forget(bundle.path)
+
+    async def close(self) -> None:
+        """Let go of all shims; what they hold goes on."""
+        self._closing = True
+        await asyncio.gather(*(shim.close() for shim in self._shims.values()))
+        self._logs.close()
+
+    async def _lost(self, shim: Shim) -> None:
+        """A connection broke: a supervisor gets a successor, what a foreign shim held is dead with it."""
+        if self._closing:
+            return
+        if shim.groups and shim.holds:
+            with contextlib.suppress(OrlopError):  # logged there; the next call tries again
+                await self._revive(shim)
+            return
+        self._shims.pop((shim.namespace, shim.bootstrap.address), None)
+        if not shim.groups:
+            for tell in self.on_dead:
+                await tell(shim)
+
+    async def _revive(self, shim: Shim) -> None:
+        """Give what a dead supervisor held to its successor, which finds it by its records.
+
+        Raises:
+            UnavailableError: no successor could be started; names the last reason.
+        """
+        if shim.alive():
+            return
+        bundle = shim.any_bundle()
+        if shim.binary is None or bundle is None:
+            raise UnavailableError(f"shim {shim.bootstrap.address}: the supervisor is gone")
+        last: OrlopError | None = None
+        for pause in REVIVE_PAUSES_S:
+            await asyncio.sleep(pause)
+            if shim.alive():
+                return
+            try:
+                shim.bootstrap = await binaries.start(shim.binary, self.host, bundle, b"")
+                await shim.connect(self._lost)
+            except OrlopError as error:
+                last = error
+                fields = {"namespace": shim.namespace, "error": str(error)}
+                log.warning("successor of a supervisor did not start", extra=fields)
+                continue
+            log.info("successor took over", extra={"namespace": shim.namespace, "tasks": len(shim.tasks)})
+            return
+        raise UnavailableError(f"shim {shim.bootstrap.address}: no successor could be started: {last}") from last
