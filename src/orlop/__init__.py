@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from orlop.client.sync import Task as Task
     from orlop.client.tasks import Exit as Exit
     from orlop.client.tasks import TaskStatus as TaskStatus
+    from orlop.client.transfer import FileSink as FileSink
+    from orlop.core.transfer.ends import ImageExportStream as ImageExportStream
+    from orlop.core.transfer.ends import ImageImportStream as ImageImportStream
+    from orlop.core.transfer.ends import ImageReference as ImageReference
+    from orlop.core.transfer.ends import ImageStore as ImageStore
+    from orlop.core.transfer.ends import OCIRegistry as OCIRegistry
+    from orlop.core.transfer.ends import UnpackConfiguration as UnpackConfiguration
     from orlop.core.transfer.naming import Naming as Naming
     from orlop.core.transfer.progress import Progress as Progress
     from orlop.engine import Engine as Engine
@@ -40,11 +47,17 @@ _ORIGINS: Final = {
     "Engine": "orlop.engine",
     "Exit": "orlop.client.tasks",
     "FifoIO": "orlop.client.io",
+    "FileSink": "orlop.client.transfer",
     "Image": "orlop.client.sync",
+    "ImageExportStream": "orlop.core.transfer.ends",
+    "ImageImportStream": "orlop.core.transfer.ends",
+    "ImageReference": "orlop.core.transfer.ends",
     "ImageStatus": "orlop.client.images",
+    "ImageStore": "orlop.core.transfer.ends",
     "LogIO": "orlop.client.io",
     "Naming": "orlop.core.transfer.naming",
     "NullIO": "orlop.client.io",
+    "OCIRegistry": "orlop.core.transfer.ends",
     "OrlopError": "orlop.base.errdefs",
     "Process": "orlop.client.sync",
     "Progress": "orlop.core.transfer.progress",
@@ -53,6 +66,7 @@ _ORIGINS: Final = {
     "SpecOptions": "orlop.client.spec",
     "Task": "orlop.client.sync",
     "TaskStatus": "orlop.client.tasks",
+    "UnpackConfiguration": "orlop.core.transfer.ends",
     "inherit": "orlop.client.io",
 }
 __all__ = sorted(_ORIGINS)  # noqa: PLE0605 - the table above is the list

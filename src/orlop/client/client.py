@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from orlop.client.snapshots import Snapshots
     from orlop.client.spec import SpecOptions
     from orlop.client.tasks import ProcessState, Task
+    from orlop.core.transfer.ends import End
     from orlop.core.transfer.naming import Naming
-    from orlop.core.transfer.progress import Callback
+    from orlop.core.transfer.progress import Callback, Listener
     from orlop.oci.image import Descriptor
 
 
@@ -423,6 +424,24 @@ class Client:
             skip_nondistributable=skip_nondistributable,
         )
         await export_images(self._session, target, names, options)
+
+    async def transfer(self, source: "End", destination: "End", *, listener: "Listener | None" = None) -> None:
+        """Let the daemon move images: pull, push, import, export or tag, by its transfer service.
+
+            await client.transfer(OCIRegistry(reference=ref), ImageStore(name=ref))
+
+        Args:
+            source, destination: `OCIRegistry`, `ImageStore`, `ImageImportStream`, `ImageExportStream`.
+            listener: called for each event, on the event loop (a private one in the blocking client).
+
+        Raises:
+            UnimplementedError: there is no way from this source to this destination.
+            OrlopError: what the daemon answers; nothing goes on then. What fails here, such as reading an archive,
+                is raised as it is.
+        """
+        from orlop.client.transfer import transfer
+
+        await transfer(self._session, source, destination, listener)
 
     def with_lease(self, lease_id: str) -> Self:
         """This client, whose calls name a lease that holds what they make."""

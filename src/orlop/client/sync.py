@@ -53,8 +53,9 @@ if TYPE_CHECKING:
     from orlop.client.spec import SpecOptions
     from orlop.client.tasks import Exit, Metric, ProcessState, TaskStatus
     from orlop.core.mount import Mount
+    from orlop.core.transfer.ends import End
     from orlop.core.transfer.naming import Naming
-    from orlop.core.transfer.progress import Callback
+    from orlop.core.transfer.progress import Callback, Listener
     from orlop.oci.image import Descriptor, Manifest
     from orlop.oci.image import Image as ImageConfig
     from orlop.oci.spec import Spec
@@ -1180,6 +1181,22 @@ class Client:
                 skip_nondistributable=skip_nondistributable,
             )
         )
+
+    def transfer(self, source: End, destination: End, *, listener: Listener | None = None) -> None:
+        """Let the daemon move images: pull, push, import, export or tag, by its transfer service.
+
+            await client.transfer(OCIRegistry(reference=ref), ImageStore(name=ref))
+
+        Args:
+            source, destination: `OCIRegistry`, `ImageStore`, `ImageImportStream`, `ImageExportStream`.
+            listener: called for each event, on the event loop (a private one in the blocking client).
+
+        Raises:
+            UnimplementedError: there is no way from this source to this destination.
+            OrlopError: what the daemon answers; nothing goes on then. What fails here, such as reading an archive,
+                is raised as it is.
+        """
+        drive(self._inner.transfer(source, destination, listener=listener))
 
     def with_lease(self, lease_id: str) -> Self:
         """This client, whose calls name a lease that holds what they make."""

@@ -10,6 +10,7 @@ from orlop.core.plugin import Kind
 if TYPE_CHECKING:
     from orlop.base.rpc import Service
     from orlop.core.events import Exchange
+    from orlop.core.images.verifier import ImageVerifier
     from orlop.core.metadata import Database
     from orlop.core.metadata.trash import Trash
     from orlop.core.mount.activation import Handler
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from orlop.core.runtime.shim_manager import ShimManager
     from orlop.core.snapshots import Snapshotter
     from orlop.core.snapshots.stores import Stores
+    from orlop.core.streaming import Manager
+    from orlop.core.transfer.ends import Transferrer
 
 METADATA: "Final[Kind[Database]]" = Kind("io.containerd.metadata.v1")
 TRASH: "Final[Kind[Trash]]" = Kind("io.orlop.trash.v1")
@@ -32,6 +35,9 @@ GC: Final[Kind[Any]] = Kind("io.containerd.gc.v1")
 LEASE: Final[Kind[Any]] = Kind("io.containerd.lease.v1")
 SHIM: "Final[Kind[ShimManager]]" = Kind("io.containerd.shim.v1")
 RUNTIME: "Final[Kind[TaskManager]]" = Kind("io.containerd.runtime.v2")
+IMAGE_VERIFIER: "Final[Kind[ImageVerifier]]" = Kind("io.containerd.image-verifier.v1")
+TRANSFER: "Final[Kind[Transferrer]]" = Kind("io.containerd.transfer.v1")
+STREAMING: "Final[Kind[Manager]]" = Kind("io.containerd.streaming.v1")
 SERVICE: Final[Kind[Any]] = Kind("io.containerd.service.v1")
 GRPC: "Final[Kind[Service]]" = Kind("io.containerd.grpc.v1")
 TASK_MONITOR: Final[Kind[Any]] = Kind("io.containerd.monitor.task.v1")

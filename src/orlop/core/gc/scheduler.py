@@ -8,7 +8,7 @@ when nothing happens, nothing wakes up.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,6 +70,8 @@ class Scheduler:
         self._closed = False
         self.collections = 0
         self.last: Stats | None = None
+        self.after: list[Callable[[], Awaitable[None]]] = []
+        """Called after each collection, for what is bound to leases and is in no database."""
 
     def follow(self, policy: Policy) -> None:
         """Judge by other thresholds from now on."""
@@ -186,6 +188,11 @@ class Scheduler:
                     "ms": round(stats.elapsed_s * 1000, 1),
                 },
             )
+        for follow in self.after:
+            try:
+                await follow()
+            except Exception:
+                log.exception("after the collection")
         self._answer(waiters, stats=stats)
 
     def _interval_s(self) -> float:

@@ -113,11 +113,13 @@ class HostOptions:
         hosts_dirs: directories to look for the registry's own in, the first that has one counts.
         plain_http: use HTTP where no scheme is configured.
         tls: for hosts that say nothing themselves.
+        headers: sent with each request to each of them, before their own.
     """
 
     hosts_dirs: tuple[str, ...] = ()
     plain_http: bool = False
     tls: Tls = field(default_factory=Tls)
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def hosts_for(namespace: str, options: HostOptions) -> list[Host]:
@@ -183,7 +185,8 @@ def _checked(host: Host) -> Host:
 
 
 def _with_defaults(namespace: str, options: HostOptions, host: Host) -> Host:
-    """Fill in the server where the configuration names none, and the user's TLS settings."""
+    """Fill in the server where the configuration names none, and the user's TLS settings and headers."""
+    host = replace(host, headers=(*options.headers, *host.headers))
     if host.address:
         return replace(host, tls=host.tls.over(options.tls))
     tls = host.tls.over(options.tls)

@@ -123,6 +123,8 @@ class Session:
         self._contexts: dict[Tls, ssl.SSLContext] = {}
         self.schemes: dict[str, str] = {}
         """By address: the scheme that was found to work where the configured one was a guess."""
+        self.told: Callable[[str], None] | None = None
+        """Called with lines about each request and answer, without secrets."""
 
     async def aclose(self) -> None:
         """Close all connections and wait until they are."""
@@ -163,8 +165,10 @@ class Session:
         if body is not None and request.size is not None:
             headers["Content-Length"] = str(request.size)
         dial_timeout_s = request.host.dial_timeout_s or DEFAULT_DIAL_TIMEOUT_S
+        if self.told is not None:
+            self.told(f"> {method} {shown_url(url)}{_shown_headers(headers)}")
         try:
-            return await self._opened().request(
+            response = await self._opened().request(
                 method,
                 URL(url, encoded=True),
                 headers=headers,
@@ -175,9 +179,14 @@ class Session:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=dial_timeout_s, sock_read=self._idle_timeout_s),
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if self.told is not None:
+                self.told(f"< {shown_url(url)}: {describe(error)}")
             raise ConnectionFailedError(f"{shown_url(url)}: {describe(error)}") from error
         except ValueError as error:  # aiohttp's verdict on a URL or header
             raise InvalidArgumentError(f"{shown_url(url)}: {error}") from error
+        if self.told is not None:
+            self.told(f"< {response.status} {shown_url(url)}{_shown_headers(response.headers)}")
+        return response
 
     def _redirected(self, request: Request, url: str, location: str) -> str:
         target = join(url, location)
@@ -220,6 +229,15 @@ class _Replayable:
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._begin()
+
+
+_SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "set-cookie", "proxy-authorization", "location"})
+
+
+def _shown_headers(headers: Mapping[str, str]) -> str:
+    """Headers as one line; of those that may carry secrets only the names."""
+    shown = (f"{name}: {'…' if name.lower() in _SECRET_HEADERS else value}" for name, value in headers.items())
+    return "".join(f"; {one}" for one in shown)
 
 
 def _data(body: Body) -> "bytes | _Replayable":

@@ -136,47 +136,51 @@ class Fetching:
                 self._here.add(descriptor.digest)
 
     async def _bring(self, descriptor: Descriptor) -> None:
-        ref = ref_key(descriptor)
         self._tell(descriptor, Status.WAITING)
         try:
-            info = await self._content.info(descriptor.digest)
-        except NotFoundError:
-            try:
-                await self._ingest(ref, descriptor)
-            except OrlopError as error:
-                error.add_note(f"while fetching {ref} of {self._name}")
-                raise
-            known = ""
-        else:
-            if info.size_bytes != descriptor.size:
-                raise FailedPreconditionError(
-                    f"pull {self._name}: {descriptor.digest} has {info.size_bytes} bytes, its descriptor says "
-                    f"{descriptor.size}"
-                )
-            known = info.labels.get(self._source[0], "") if self._source else ""
-            self._tell(descriptor, Status.EXISTS, descriptor.size)
-        await self._note_source(descriptor, known)
+            fetched = await self._ingest(ref_key(descriptor), descriptor)
+        except OrlopError as error:
+            error.add_note(f"while fetching {ref_key(descriptor)} of {self._name}")
+            raise
+        if not fetched:
+            await self._check(descriptor)
+        await self._note_source(descriptor)
         self._tell(descriptor, Status.DONE, descriptor.size)
 
-    async def _ingest(self, ref: str, descriptor: Descriptor) -> None:
+    async def _check(self, descriptor: Descriptor) -> None:
+        """See that what is there already is what the descriptor says."""
+        info = await self._content.info(descriptor.digest)
+        if info.size_bytes != descriptor.size:
+            raise FailedPreconditionError(
+                f"pull {self._name}: {descriptor.digest} has {info.size_bytes} bytes, its descriptor says "
+                f"{descriptor.size}"
+            )
+        self._tell(descriptor, Status.EXISTS, descriptor.size)
+
+    async def _ingest(self, ref: str, descriptor: Descriptor) -> bool:
+        """Write the blob; False if it was there already, or has come by someone else's doing.
+
+        Asking for a writer, rather than for the blob, puts it into the lease: it might be on its way out.
+        """
         for attempt in range(2):
             writer = await self._writer(ref, descriptor)
             if writer is None:
-                return
+                return False
             async with writer:
                 try:
                     async with self._gate or contextlib.nullcontext():
                         await self._copy(writer, descriptor)
                     self._tell(descriptor, Status.COMMITTING, descriptor.size)
                     await writer.commit(size=descriptor.size, expected=descriptor.digest)
-                    return
+                    return True
                 except AlreadyExistsError:
-                    return
+                    return False
                 except (FailedPreconditionError, OutOfRangeError):
                     # What an earlier attempt had left may be what is wrong: once more, from nothing.
                     if attempt:
                         raise
             await self._content.abort(ref)
+        raise AssertionError("the second attempt returns or raises")
 
     async def _writer(self, ref: str, descriptor: Descriptor) -> Ingest | None:
         """The ingest's writer, or None if the blob has come by someone else's doing."""
@@ -213,13 +217,14 @@ class Fetching:
             await writer.write(bytes(joined))
             self._tell(descriptor, Status.DOWNLOADING, writer.offset)
 
-    async def _note_source(self, descriptor: Descriptor, known: str) -> None:
+    async def _note_source(self, descriptor: Descriptor) -> None:
         """Note which repository has the blob, so that a push to the same registry can mount it from there."""
         from orlop.core.remotes.pusher import append_source
 
         if self._source is None:
             return
         key, repository = self._source
+        known = (await self._content.info(descriptor.digest)).labels.get(key, "")
         value = append_source(known, repository)
         if value != known:
             await self._content.label(descriptor.digest, {key: value})

@@ -155,13 +155,15 @@ class _Reader:
         expected = _digest_of_path(name)
         ref = f"import-{expected or name}-{os.urandom(4).hex()}"
         shown = f"blob-{expected or name}"
-        if expected and await self._content.exists(expected):
-            # Reading on past it is the tar reader's business.
+        try:
+            opened = await self._content.writer(ref, size=size, expected=expected)
+        except AlreadyExistsError:
+            # And now in the lease. Reading on past it is the tar reader's business.
             self._progress(Progress(ref=shown, status=Status.EXISTS, offset=size, total=size))
             return Descriptor(digest=Digest(expected), size=size)
         state = hashlib.sha256()
         try:
-            async with await self._content.writer(ref, size=size, expected=expected) as writer:
+            async with opened as writer:
                 # Another namespace may have the blob: then the store has the bytes, and shares them.
                 there = writer.offset
                 while chunk := await self._thread.run(_read, file, CHUNK_BYTES):

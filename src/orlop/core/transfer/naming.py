@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from orlop.base.errdefs import NotFoundError
+from orlop.core.transfer.ends import ImageReference, ImageStore
 from orlop.oci.image import Descriptor
 
 NAME_ANNOTATION: Final = "io.containerd.image.name"
@@ -66,3 +68,46 @@ def _begins(ref: str, prefix: str, marks: str) -> bool:
 def today() -> str:
     """The prefix where none is given."""
     return time.strftime("import-%Y-%m-%d")
+
+
+def names_in_store(store: ImageStore, target: Descriptor, *, from_archive: bool) -> list[str]:
+    """What an image store calls a target that comes in.
+
+    Args:
+        from_archive: it is an entry of an archive's index, whose annotations name it; whole names are for the index.
+
+    Raises:
+        NotFoundError: nothing names it.
+
+    Source: Store in containerd's core/transfer/image/imagestore.go.
+    """
+    names: list[str] = []
+    if from_archive:
+        for reference in store.extra_references:
+            if reference.is_prefix:
+                names += _prefixed(reference, target)
+    else:
+        names += [store.name] if store.name else []
+        for reference in store.extra_references:
+            if not reference.is_prefix:
+                names.append(f"{reference.name}@{target.digest}" if reference.add_digest else reference.name)
+    if not names:
+        raise NotFoundError("no image name found")
+    return names
+
+
+def _prefixed(reference: ImageReference, target: Descriptor) -> list[str]:
+    by_digest = f"{reference.name}@{target.digest}"
+    name = _annotated(reference, target)
+    if not name:
+        return [by_digest] if reference.add_digest else []
+    return [name, by_digest] if reference.add_digest and not reference.skip_named_digest else [name]
+
+
+def _annotated(reference: ImageReference, target: Descriptor) -> str:
+    full = target.annotations.get(NAME_ANNOTATION, "")
+    if full:
+        # It is whole, and so not to be changed: one that would be is not used.
+        return full if with_prefix(reference.name, full, overwrite=reference.allow_overwrite) == full else ""
+    tag = target.annotations.get(REF_ANNOTATION, "")
+    return with_prefix(reference.name, tag, overwrite=reference.allow_overwrite) if tag else ""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from orlop.oci.image import Descriptor
@@ -49,3 +49,85 @@ Callback = Callable[[Progress], None]
 
 def ignore(_progress: Progress) -> None:
     """A callback for those who do not look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What the transfer service tells its caller, in containerd's words.
+
+    Attributes:
+        event: `waiting`, `downloading`, `uploading`, `complete`, `already exists`, `extracting`, `extracted` or `saved`
+            of a thing; without a name a sentence about the whole.
+        progress, total: bytes.
+        parents: names of the things that it was found in.
+
+    Source: Progress in containerd's core/transfer/transfer.go; core/transfer/local/progress.go.
+    """
+
+    event: str
+    name: str = ""
+    parents: tuple[str, ...] = ()
+    progress: int = 0
+    total: int = 0
+    descriptor: "Descriptor | None" = None
+
+
+Listener = Callable[[Event], None]
+
+MOVING: Final = frozenset({"downloading", "uploading", "extracting"})
+"""Events of which only the newest of a thing counts."""
+
+_WORDS: Final = {
+    Status.WAITING: "waiting",
+    Status.DOWNLOADING: "downloading",
+    Status.UPLOADING: "uploading",
+    Status.EXISTS: "already exists",
+    Status.DONE: "complete",
+    Status.UNPACKING: "extracting",
+    Status.UNPACKED: "extracted",
+}
+_STATUSES: Final = {word: status for status, word in _WORDS.items()}
+
+
+class Tracker:
+    """Steps of an operation as events: a thing waits once, and is complete or was there, not both."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._seen: dict[str, Status] = {}
+
+    def __call__(self, step: Progress) -> None:
+        word = _WORDS.get(step.status)
+        last = self._seen.get(step.ref)
+        if word is None or (step.status is Status.WAITING and last is not None):
+            return
+        if step.status is Status.DONE and last is Status.EXISTS:
+            return
+        self._seen[step.ref] = step.status
+        if word in MOVING and not step.offset:
+            return
+        self._listener(
+            Event(
+                event=word,
+                name=step.ref,
+                parents=() if step.status is Status.EXISTS else step.parents,
+                progress=step.offset,
+                total=step.total,
+                descriptor=step.descriptor,
+            )
+        )
+
+
+def step_of(event: Event) -> Progress | None:
+    """The step that an event tells of, or None for a sentence or a word that we do not know."""
+    status = _STATUSES.get(event.event, Status.DONE if event.event == "saved" else None)
+    if status is None or not event.name:
+        return None
+    return Progress(
+        ref=event.name,
+        status=status,
+        offset=event.progress,
+        total=event.total,
+        parents=event.parents,
+        descriptor=event.descriptor,
+    )

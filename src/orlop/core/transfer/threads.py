@@ -3,7 +3,7 @@
 import asyncio
 import concurrent.futures
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -34,52 +34,48 @@ class Thread:
 
 
 class LoopFile(io.RawIOBase):
-    """A file for threads whose bytes are an async iterator's; close it on the loop when nobody shall wait any more.
+    """A file for threads whose bytes are an async generator's; `end` it on the loop when nobody shall wait any more.
 
-    Reading raises what the iterator raises, and ValueError after it is closed.
+    Reading raises what the generator raises, and ValueError after the end.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
         self._chunks = chunks
         self._loop = asyncio.get_running_loop()
         self._pending = b""
-        self._ended = False
-        self._waiting: concurrent.futures.Future[bytes | None] | None = None
-        self._stopped = False
+        self._taking: asyncio.Task[bytes | None] | None = None
+        self._over = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:  # Any: the buffer protocol has no type before Python 3.12
-        if not self._pending and not self._ended:
-            self._pending = self._next()
+        while not self._pending:
+            try:
+                data = asyncio.run_coroutine_threadsafe(self._take(), self._loop).result()
+            except concurrent.futures.CancelledError:
+                raise ValueError("read of a stream that was given up") from None
+            if data is None:
+                return 0
+            self._pending = data
         count = min(len(buffer), len(self._pending))
         buffer[:count] = self._pending[:count]
         self._pending = self._pending[count:]
         return count
 
-    def stop(self) -> None:
-        """Let a thread that waits go, and none wait again. To be called on the loop."""
-        self._stopped = True
-        if self._waiting is not None:
-            self._waiting.cancel()
-
-    def _next(self) -> bytes:
-        while True:
-            if self._stopped:
-                raise ValueError("read of a stopped stream")
-            self._waiting = asyncio.run_coroutine_threadsafe(self._take(), self._loop)
-            try:
-                data = self._waiting.result()
-            except concurrent.futures.CancelledError:
-                raise ValueError("read of a stopped stream") from None
-            if data is None:
-                self._ended = True
-                return b""
-            if data:
-                return data
+    async def end(self) -> None:
+        """Let a thread that waits go, let none wait again, and close the generator. To be called on the loop."""
+        self._over = True
+        if self._taking is not None:
+            self._taking.cancel()
+            await asyncio.gather(self._taking, return_exceptions=True)
+        await self._chunks.aclose()
 
     async def _take(self) -> bytes | None:
-        if self._stopped:
-            return None
-        return await anext(self._chunks, None)
+        if self._over:
+            raise ValueError("read of a stream that was given up")
+        self._taking = asyncio.current_task()
+        try:
+            return await anext(self._chunks, None)
+        finally:
+            self._taking = None

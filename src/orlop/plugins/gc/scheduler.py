@@ -5,11 +5,10 @@ import contextlib
 from dataclasses import dataclass
 from typing import Final
 
-from orlop.api.events import image_pb2 as events
 from orlop.base import durations
 from orlop.core.gc import Collector, Policy, Scheduler
+from orlop.core.images import events
 from orlop.core.kinds import CONTENT, GC, METADATA, MOUNT_MANAGER, SNAPSHOTS
-from orlop.core.metadata import Transaction
 from orlop.core.plugin import Context, Registration
 
 
@@ -34,17 +33,12 @@ class Config:
         )
 
 
-def image_deleted(tx: Transaction, namespace: str, name: str) -> None:
-    """Tell of an image that was collected because it had expired."""
-    tx.publish(namespace, "/images/delete", events.ImageDelete(name=name))
-
-
 async def _init(context: Context) -> Scheduler:
     db, content = context.get(METADATA), context.get(CONTENT)
     # Where snapshots do not work, whatever else there is must still be collected.
     snapshots = {name: store for stores in context.all(SNAPSHOTS).values() for name, store in stores.items()}
     mounts = next(iter(context.all(MOUNT_MANAGER).values()), None)
-    collector = Collector(content, snapshots, mounts=mounts, image_deleted=image_deleted)
+    collector = Collector(content, snapshots, mounts=mounts, image_deleted=events.deleted)
     scheduler = Scheduler(db, collector, context.config.policy(), first=(content.sweep,))
     db.on_mutation = scheduler.mutated
     task = asyncio.get_running_loop().create_task(scheduler.run(), name="orlop-gc")

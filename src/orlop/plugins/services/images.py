@@ -6,14 +6,13 @@ from typing import Final
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from orlop.api.events import image_pb2 as events
 from orlop.api.services.images.v1 import images_pb2 as api
 from orlop.api.types import descriptor_pb2
 from orlop.base import namespaces
 from orlop.base.errdefs import InvalidArgumentError, from_status
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.gc import Scheduler
-from orlop.core.images import Image, Target
+from orlop.core.images import Image, Target, events
 from orlop.core.kinds import GC, GRPC, METADATA
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.images import ImageStore
@@ -48,7 +47,7 @@ class Images:
 
         def write(tx: Transaction) -> Image:
             image = self._store.create(tx, namespace, given, at=at, lease=call.lease, owner_uid=call.peer.uid)
-            tx.publish(namespace, "/images/create", events.ImageCreate(name=image.name, labels=image.labels))
+            events.created(tx, namespace, image)
             return image
 
         return api.CreateImageResponse(image=_encode(await self._db.write(write)))
@@ -61,7 +60,7 @@ class Images:
 
         def write(tx: Transaction) -> Image:
             image = self._store.update(tx, namespace, given, paths, at=at, lease=call.lease)
-            tx.publish(namespace, "/images/update", events.ImageUpdate(name=image.name, labels=image.labels))
+            events.updated(tx, namespace, image)
             return image
 
         return api.UpdateImageResponse(image=_encode(await self._db.write(write)))
@@ -72,7 +71,7 @@ class Images:
 
         def write(tx: Transaction) -> None:
             self._store.delete(tx, namespace, name, target=target, lease=call.lease)
-            tx.publish(namespace, "/images/delete", events.ImageDelete(name=name))
+            events.deleted(tx, namespace, name)
 
         await self._db.write(write)
         if request.sync:

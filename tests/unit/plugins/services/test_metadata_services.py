@@ -21,11 +21,11 @@ from orlop.base.errdefs import (
     UnimplementedError,
 )
 from orlop.core.gc import Collector, Policy, Scheduler
+from orlop.core.images import events as image_events
 from orlop.core.metadata import Database
 from orlop.core.metadata.trash import Trash
 from orlop.oci.digest import Digest
 from orlop.plugins.content.local import LocalStore
-from orlop.plugins.gc.scheduler import image_deleted
 from orlop.plugins.services.containers import Containers
 from orlop.plugins.services.content import Content
 from orlop.plugins.services.images import Images
@@ -70,7 +70,9 @@ def run(tmp_path):
             Trash(tmp_path, db) as trash,
         ):
             store = LocalStore(tmp_path / "content", db, trash)
-            scheduler = Scheduler(db, Collector(store, {}, image_deleted=image_deleted), Policy(startup_delay_s=3600))
+            scheduler = Scheduler(
+                db, Collector(store, {}, image_deleted=image_events.deleted), Policy(startup_delay_s=3600)
+            )
             task = asyncio.create_task(scheduler.run())
             try:
                 yield Daemon(db, store, scheduler, events)

@@ -253,7 +253,14 @@ class LocalStore:
         lease: str = "",
         owner_uid: int | None = None,
     ) -> LocalWriter:
-        return await self.settle(self._open_writer(namespace, ref, total, expected, lease, owner_uid))
+        opening = asyncio.ensure_future(self._open_writer(namespace, ref, total, expected, lease, owner_uid))
+        try:
+            return await self.settle(opening)
+        except asyncio.CancelledError:
+            # Who was cancelled never sees the writer, and could not close it: its ref would stay locked.
+            if not opening.cancelled() and opening.exception() is None:
+                await self.settle(opening.result().close())
+            raise
 
     async def _open_writer(
         self, namespace: str, ref: str, total: int, expected: str, lease: str, owner_uid: int | None
