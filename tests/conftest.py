@@ -24,7 +24,7 @@ from tools.images import Image
 # GNU make starts us by posix_spawn(3), which leaves these ignored; daemons and containers would inherit that.
 reset_internal()
 
-OPENERS = ("containerd", "registry", "secure_registry", "orlopd")
+OPENERS = ("containerd", "registry", "secure_registry", "orlopd", "grpcio")
 """Session fixtures: the first test that asks for one is the one in which its descriptors appear."""
 
 
@@ -127,6 +127,11 @@ def orlopd(short_directory: Path) -> Iterator[Orlopd]:
     """Our daemon, shared by the session."""
     with Orlopd(short_directory / "orlopd") as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="session")
+def grpcio() -> None:
+    """For tests that use grpcio's client in this process: its library keeps descriptors of its own."""
 
 
 @pytest.fixture(scope="session")

@@ -264,11 +264,18 @@ class Orlopd(Engine):
     name = "orlopd"
 
     def __init__(
-        self, directory: Path, *arguments: str, config: str = "", env: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        *arguments: str,
+        config: str = "",
+        door: str = "",
+        env: Mapping[str, str] | None = None,
     ) -> None:
+        """`door` is who serves gRPC; else ORLOP_TEST_DOOR says so, else orlopd's own default holds."""
         super().__init__(directory, env=env)
         self.arguments = arguments
-        self.config = config
+        door = door or os.environ.get("ORLOP_TEST_DOOR", "")
+        self.config = _with_door(config, door) if door else config
         self.notifications: socket.socket | None = None
         self.ready = False
 
@@ -310,6 +317,11 @@ class Orlopd(Engine):
             super().close()
         finally:
             self.forget_notifications()
+
+
+def _with_door(config: str, door: str) -> str:
+    line = f'[grpc]\ndoor = "{door}"\n'
+    return config.replace("[grpc]\n", line) if "[grpc]\n" in config else f"{config}\n{line}"
 
 
 class Registry(Daemon):

@@ -8,6 +8,7 @@
     [proxy_plugins.NAME] type, address, …        plug-ins behind another program's gRPC socket
     [timeouts]                                   containerd's names, durations as text
     [plugins."io.containerd.server.v1.grpc"]     address, uid, gid, max_recv_message_size, max_send_message_size
+                                                 door: ours, who serves gRPC, `lean` or `grpcio`; see docs/doors.md
     [plugins."io.containerd.server.v1.ttrpc"]    address, uid, gid; address empty: the gRPC address and `.ttrpc`
     [plugins."io.containerd.server.v1.debug"]    address, uid, gid: stacks and profiles, off without an address
     [plugins."io.containerd.server.v1.metrics"]  address: Prometheus, off without one
@@ -37,13 +38,15 @@ DEFAULT_PATH: Final = Path("/etc/orlop/config.toml")
 DEFAULT_IMPORTS: Final = "/etc/orlop/conf.d/*.toml"
 DEFAULT_ADDRESS: Final = "/run/orlop/orlop.sock"
 MESSAGE_LIMIT: Final = 16 << 20
+DOORS: Final = ("lean", "grpcio")
 
 
 @dataclass(kw_only=True)
 class Grpc:
-    """The gRPC door."""
+    """The gRPC door. `door` is one of DOORS."""
 
     address: str = DEFAULT_ADDRESS
+    door: str = "grpcio"
     uid: int = 0
     gid: int = 0
     max_recv_message_size: int = MESSAGE_LIMIT

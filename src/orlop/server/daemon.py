@@ -16,16 +16,17 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from orlop.base.errdefs import FailedPreconditionError, UnavailableError
+from orlop.base.errdefs import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from orlop.base.rpc import Service
 from orlop.core.kinds import GRPC, TASK_MONITOR, TTRPC
 from orlop.core.plugin import Registration
 from orlop.linux.cgroup_warmth import Warmth
 from orlop.server import builtins, reload
-from orlop.server.config import Config
+from orlop.server.config import DOORS, Config
 from orlop.server.counting import Calls, counted
 from orlop.server.doors import sockets
 from orlop.server.doors.ttrpc import TtrpcDoor
@@ -34,7 +35,9 @@ from orlop.server.reload import Outcome
 from orlop.server.warmth import WINDOW_S, heralded
 
 if TYPE_CHECKING:
+    from orlop.server.doors.grpc import GrpcDoor
     from orlop.server.doors.http import HttpDoor
+    from orlop.server.doors.lean import LeanDoor
 
 log: Final = logging.getLogger(__name__)
 
@@ -104,18 +107,7 @@ class Daemon:
         config = self.config
         async with contextlib.AsyncExitStack() as stack:
             if grpc:
-                # Late: an engine inside a foreign process, and the tests of the parts, do without grpc's memory.
-                from orlop.server.doors.grpc import GrpcDoor
-
-                door = GrpcDoor(
-                    sockets.path_of(config.grpc.address),
-                    self.services,
-                    uid=config.grpc.uid,
-                    gid=config.grpc.gid,
-                    max_receive=config.grpc.max_recv_message_size,
-                    max_send=config.grpc.max_send_message_size,
-                )
-                await stack.enter_async_context(door)
+                await stack.enter_async_context(self._grpc_door())
             everything = [*self.services, *self.graph.all(TTRPC).values()]
             path = sockets.path_of(config.ttrpc_address)
             ttrpc_door = TtrpcDoor(path, everything, uid=config.ttrpc.uid, gid=config.ttrpc.gid)
@@ -141,6 +133,29 @@ class Daemon:
 
             socket = config.debug_socket
             yield HttpDoor(socket.address, debugging.pages(), uid=socket.uid, gid=socket.gid)
+
+    def _grpc_door(self) -> AbstractAsyncContextManager[object]:
+        config = self.config.grpc
+        door: type[GrpcDoor | LeanDoor]
+        # Late: only what is used is imported; grpcio is large.
+        if config.door == "grpcio":
+            from orlop.server.doors import grpc
+
+            door = grpc.GrpcDoor
+        elif config.door == "lean":
+            from orlop.server.doors import lean
+
+            door = lean.LeanDoor
+        else:
+            raise InvalidArgumentError(f'grpc: door "{config.door}": must be one of {", ".join(DOORS)}')
+        return door(
+            sockets.path_of(config.address),
+            self.services,
+            uid=config.uid,
+            gid=config.gid,
+            max_receive=config.max_recv_message_size,
+            max_send=config.max_send_message_size,
+        )
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Be a daemon: listen until `stop` is set."""
