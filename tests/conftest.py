@@ -24,7 +24,7 @@ from tools.images import Image
 # GNU make starts us by posix_spawn(3), which leaves these ignored; daemons and containers would inherit that.
 reset_internal()
 
-OPENERS = ("containerd", "registry", "secure_registry", "orlopd", "grpcio")
+OPENERS = ("containerd", "registry", "secure_registry", "orlopd", "lean_orlopd", "grpcio_orlopd", "grpcio")
 """Session fixtures: the first test that asks for one is the one in which its descriptors appear."""
 
 
@@ -126,6 +126,20 @@ def containerd(short_directory: Path) -> Iterator[Containerd]:
 def orlopd(short_directory: Path) -> Iterator[Orlopd]:
     """Our daemon, shared by the session."""
     with Orlopd(short_directory / "orlopd") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def lean_orlopd(short_directory: Path) -> Iterator[Orlopd]:
+    """Our daemon with its own gRPC door, whatever the others of this run have."""
+    with Orlopd(short_directory / "lean", door="lean") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def grpcio_orlopd(short_directory: Path) -> Iterator[Orlopd]:
+    """Our daemon with grpcio's door, whatever the others of this run have."""
+    with Orlopd(short_directory / "grpcio", door="grpcio") as daemon:
         yield daemon
 
 
