@@ -182,13 +182,13 @@ def new_orlopd(short_directory: Path, request: pytest.FixtureRequest) -> Iterato
 
 
 @pytest.fixture
-def new_containerd(short_directory: Path) -> Iterator[Callable[[], Containerd]]:
-    """Start containerds of the test's own. All are closed after it."""
+def new_containerd(short_directory: Path) -> Iterator[Callable[..., Containerd]]:
+    """Start containerds of the test's own: `new_containerd(config="…")`. All are closed after it."""
     _need("containerd", "ctr", "containerd-shim-runc-v2")
     started: list[Containerd] = []
 
-    def start() -> Containerd:
-        daemon = Containerd(Path(tempfile.mkdtemp(prefix="c.", dir=short_directory)))
+    def start(*, config: str = "") -> Containerd:
+        daemon = Containerd(Path(tempfile.mkdtemp(prefix="c.", dir=short_directory)), config=config)
         started.append(daemon)
         daemon.start()
         return daemon

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import signal as signals
     from collections.abc import Callable as Function
     from collections.abc import Mapping, Sequence
-    from datetime import timedelta
+    from datetime import datetime, timedelta
     from typing import IO, Self
 
     from google.protobuf.any_pb2 import Any as PackedAny
@@ -464,9 +464,21 @@ class Diff:
     def __init__(self, inner: _diff.Diff) -> None:
         self._inner = inner
 
-    def apply(self, layer: Descriptor, mounts: Sequence[Mount]) -> Descriptor:
-        """Unpack a layer of the content store onto mounts; the answer's digest is the layer's DiffID."""
-        return drive(self._inner.apply(layer, mounts))
+    def apply(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        *,
+        payloads: Mapping[str, PackedAny] | None = None,
+        sync: bool = False,
+    ) -> Descriptor:
+        """Unpack a layer of the content store onto mounts; the answer's digest is the layer's DiffID.
+
+        Args:
+            payloads: what the daemon's stream processors are given, such as keys, by the processor's id.
+            sync: the files are on disk when this returns.
+        """
+        return drive(self._inner.apply(layer, mounts, payloads=payloads, sync=sync))
 
     def compare(
         self,
@@ -476,9 +488,53 @@ class Diff:
         media_type: str = "application/vnd.oci.image.layer.v1.tar+gzip",
         ref: str = "",
         labels: Mapping[str, str] | None = None,
+        source_date_epoch: datetime | None = None,
     ) -> Descriptor:
-        """Make a layer of what `upper` has and `lower` has not, and store it as content."""
-        return drive(self._inner.compare(lower, upper, media_type=media_type, ref=ref, labels=labels))
+        """Make a layer of what `upper` has and `lower` has not, and store it as content.
+
+        The collector takes the content unless a lease that the session names, or a label, holds it.
+
+        Args:
+            media_type: OCI's layer, uncompressed, gzip or zstd.
+            ref: of the ingest; chosen by the daemon when empty.
+            labels: of the content.
+            source_date_epoch: no file's time in the layer is later, so that building it again gives the same digest.
+        """
+        return drive(
+            self._inner.compare(
+                lower, upper, media_type=media_type, ref=ref, labels=labels, source_date_epoch=source_date_epoch
+            )
+        )
+
+    def create_diff(
+        self,
+        key: str,
+        *,
+        below: str = "",
+        snapshotter: str = "overlayfs",
+        media_type: str = "application/vnd.oci.image.layer.v1.tar+gzip",
+        ref: str = "",
+        labels: Mapping[str, str] | None = None,
+        source_date_epoch: datetime | None = None,
+    ) -> Descriptor:
+        """`compare` for a snapshot, active or committed, with its parent or with the snapshot `below`.
+
+        Raises:
+            NotFoundError: there is no such snapshot.
+
+        Source: CreateDiff in containerd's pkg/rootfs/diff.go.
+        """
+        return drive(
+            self._inner.create_diff(
+                key,
+                below=below,
+                snapshotter=snapshotter,
+                media_type=media_type,
+                ref=ref,
+                labels=labels,
+                source_date_epoch=source_date_epoch,
+            )
+        )
 
 
 class Leases:

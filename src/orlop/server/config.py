@@ -6,6 +6,7 @@
     disabled_plugins, required_plugins, oom_score
     [debug] level, format                        level: trace … fatal; format: text or json
     [proxy_plugins.NAME] type, address, …        plug-ins behind another program's gRPC socket
+    [stream_processors."id"]                     accepts, returns, path, args, env; those for encrypted layers are there
     [timeouts]                                   containerd's names, durations as text
     [plugins."io.containerd.server.v1.grpc"]     address, uid, gid, max_recv_message_size, max_send_message_size
                                                  door: ours, who serves gRPC, `lean` or `grpcio`; see docs/doors.md
@@ -30,6 +31,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from orlop.base.errdefs import InvalidArgumentError
+from orlop.core.diff import processors
+from orlop.core.diff.processors import StreamProcessor
 from orlop.server import migration
 
 T = TypeVar("T")
@@ -128,6 +131,7 @@ class Config:
     imports: list[str] = field(default_factory=lambda: [DEFAULT_IMPORTS])
     debug: Debug = field(default_factory=Debug)
     proxy_plugins: dict[str, ProxyPlugin] = field(default_factory=dict)
+    stream_processors: dict[str, StreamProcessor] = field(default_factory=processors.defaults)
     timeouts: dict[str, str] = field(default_factory=dict)
     runtimes: dict[str, str] = field(default_factory=dict)
     plugins: dict[str, dict[str, Any]] = field(default_factory=dict)

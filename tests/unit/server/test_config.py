@@ -152,6 +152,9 @@ def test_imports_are_read_over_the_file_once(tmp_path):
         ("root = 5", "root: must be a string"),
         ("oom_score = true", "oom_score: must be a whole number"),
         ('grpc = "x"', "grpc: must be a table"),
+        ("stream_processors = 1", "stream_processors: must be a table"),
+        ("stream_processors.x = 1", "stream_processors: x: must be a table"),
+        ("stream_processors.x.accepts = 'y'", "stream_processors: x: accepts: must be a list"),
         ("disabled_plugins = [1]", "disabled_plugins: must be a string"),
         ("version = 9", "only 2 to 4 are known"),
         ("version = ", "Invalid value"),
@@ -174,6 +177,33 @@ def test_a_plugins_section_takes_whole_numbers_for_floats_and_warns_about_the_re
     section = config.section(Section, {"threshold": 1, "other": 2}, "plugins.x", warnings)
     assert section == Section(threshold=1.0)
     assert warnings == ["plugins.x: other: unknown key, ignored"]
+
+
+def test_stream_processors_are_added_and_changed(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(
+        """
+[stream_processors.mine]
+  accepts = ["application/x"]
+  returns = "application/vnd.oci.image.layer.v1.tar"
+  path = "/bin/x"
+  env = ["A=b"]
+  colour = "blue"
+[stream_processors."io.containerd.ocicrypt.decoder.v1.tar"]
+  path = "other-decoder"
+"""
+    )
+    loaded = config.load(path)
+    assert sorted(loaded.stream_processors) == [
+        "io.containerd.ocicrypt.decoder.v1.tar",
+        "io.containerd.ocicrypt.decoder.v1.tar.gzip",
+        "mine",
+    ]
+    mine = loaded.stream_processors["mine"]
+    assert (mine.accepts, mine.path, mine.args, mine.env) == (["application/x"], "/bin/x", [], ["A=b"])
+    changed = loaded.stream_processors["io.containerd.ocicrypt.decoder.v1.tar"]
+    assert (changed.path, changed.accepts) == ("other-decoder", ["application/vnd.oci.image.layer.v1.tar+encrypted"])
+    assert loaded.warnings == [f"{path}: stream_processors: mine: colour: unknown key, ignored"]
 
 
 def test_strings_are_quoted_as_toml_wants_them():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import click
 
-from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError
+from orlop.base.errdefs import InvalidArgumentError, OrlopError
 from orlop.cmd.cli import App, GoCommand, LazyGroup, fail_each, print_json
 from orlop.cmd.ctr.images import snapshotter_option
 from orlop.cmd.tabwriter import TabWriter
@@ -15,6 +15,8 @@ from orlop.core.mount import Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from orlop.client.snapshots import SnapshotInfo
     from orlop.client.sync import Snapshots
 
@@ -204,71 +206,69 @@ def unpack(chosen: Chosen, digest: str, snapshotter: str) -> None:
 
 
 @snapshots.command(cls=GoCommand)
-@click.argument("upper", metavar="KEY")
-@click.argument("lower", default="", metavar="[OTHER]")
+@click.argument("key", default="", metavar="KEY")
+@click.argument("other", default="", metavar="[OTHER]")
 @click.option(
     "--media-type", default="application/vnd.oci.image.layer.v1.tar+gzip", show_default=True, help="Of the layer."
 )
 @click.option("--ref", default="", help="Ingest under this key.")
-@click.option("--keep", is_flag=True, help="Keep the layer in the content store; its labels must hold it.")
+@click.option("--keep", is_flag=True, help="Keep the layer in the content store; whoever made it deletes it.")
 @click.option("--label", "labels", multiple=True, help="Labels for the layer.")
 @click.option("--id", "_container", hidden=True, help="Of 2017.")
 @pass_chosen
 def diff(
     chosen: Chosen,
-    upper: str,
-    lower: str,
+    key: str,
+    other: str,
     media_type: str,
     ref: str,
     keep: bool,
     labels: tuple[str, ...],
     _container: str | None,
 ) -> None:
-    """Write what KEY has beyond OTHER, its parent by default, as a layer to standard output."""
-    import contextlib
+    """Write what KEY has beyond its parent, or OTHER beyond KEY, as a layer to standard output.
+
+    SOURCE_DATE_EPOCH in the environment, seconds since 1970, bounds the times in the layer.
+    """
     import sys
 
-    from orlop.client.leases import unique_id
-
+    if not key:
+        raise InvalidArgumentError("snapshot id must be provided")
     client = chosen.app.client
     wanted = parse_labels(labels)
     if keep:
-        wanted[GC_ROOT] = "1"
-    info = chosen.store.stat(upper)
+        wanted |= _root_label()
     lease = client.leases.create("")
-    held = client.with_lease(lease.id)
-    views: list[str] = []
     try:
-        store = held.snapshots(chosen.name)
-
-        def mounts_of(key: str, parent_of_active: bool) -> list[Mount]:
-            if parent_of_active and store.stat(key).kind in ("Active", "View"):
-                return store.mounts(key)
-            view_key = f"{key}-view-{unique_id()}"
-            views.append(view_key)
-            return store.view(view_key, key)
-
-        other = lower or info.parent
-        lower_mounts = mounts_of(other, True) if other else store.view(_remember(views, upper), "")
-        layer = held.diff.compare(lower_mounts, mounts_of(upper, True), media_type=media_type, ref=ref, labels=wanted)
+        held = client.with_lease(lease.id)
+        layer = held.diff.create_diff(
+            other or key,
+            below=key if other else "",
+            snapshotter=chosen.name,
+            media_type=media_type,
+            ref=ref,
+            labels=wanted,
+            source_date_epoch=_source_date_epoch(),
+        )
         for chunk in held.content.chunks(layer.digest):
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
-        if not keep:
-            with contextlib.suppress(NotFoundError):
-                held.content.delete(layer.digest)
     finally:
-        for key in views:
-            with contextlib.suppress(NotFoundError):
-                chosen.store.remove(key)
         client.leases.delete(lease.id)
 
 
-def _remember(views: list[str], key: str) -> str:
-    from orlop.client.leases import unique_id
+def _source_date_epoch() -> "datetime | None":
+    """See https://reproducible-builds.org/specs/source-date-epoch/."""
+    import os
+    from datetime import UTC, datetime
 
-    views.append(f"{key}-empty-{unique_id()}")
-    return views[-1]
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if not text:
+        return None
+    try:
+        return datetime.fromtimestamp(int(text), UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgumentError(f"SOURCE_DATE_EPOCH {text!r}: no number of seconds since 1970") from None
 
 
 def _root_label() -> dict[str, str]:

@@ -8,13 +8,14 @@ source. Everything else is mounted in the job's own mount namespace.
 import dataclasses
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from orlop.base import errdefs
 from orlop.core.diff import Applied, LayerBlob
 from orlop.core.diff.extract import Limits
+from orlop.core.diff.processors import Step, running
 from orlop.core.diff.workers import JobError, Pool
 from orlop.core.mount import Mount, options
 
@@ -91,12 +92,16 @@ async def apply(
     sync: bool = False,
     limits: Limits | None = None,
     progress: Progress | None = None,
+    steps: Sequence[Step] = (),
+    payloads: Mapping[str, bytes] | None = None,
 ) -> Applied:
     """Unpack the blob at `path` onto `mounts`; see `Differ.apply` for what is raised.
 
     Args:
         path: the blob's file; opened here, so that it may be removed meanwhile.
         sync: write the tree to disk before this returns.
+        steps: stream processors that the blob goes through first.
+        payloads: what they are given, by their ids.
     """
     plan = Plan.of(mounts)
     try:
@@ -109,9 +114,10 @@ async def apply(
             progress(message["progress"])
 
     try:
-        done = await pool.run(plan.request(sync=sync, limits=limits or Limits()), descriptor, tell=tell)
+        async with running(steps, descriptor, payloads or {}) as source:
+            done = await pool.run(plan.request(sync=sync, limits=limits or Limits()), source, tell=tell)
     except JobError as error:
-        raise failure(layer, error) from error
+        raise failure(f"layer {layer.digest}", error) from error
     finally:
         os.close(descriptor)
     usage = done["usage"] or (None, None)
@@ -124,16 +130,18 @@ async def apply(
     )
 
 
-def failure(layer: LayerBlob, error: JobError) -> errdefs.OrlopError:
-    """A job's failure as an error that names layer, phase, entry and reason."""
+def failure(subject: str, error: JobError) -> errdefs.OrlopError:
+    """A job's failure as an error that names what it was about, phase, entry and reason."""
     message = error.message
     entry = f": entry {message['entry']}" if message.get("entry") else ""
-    text = f"layer {layer.digest}: {error.phase}{entry}: {message['text']}"
+    text = f"{subject}: {error.phase}{entry}: {message['text']}"
     match message["kind"]:
         case "archive":
             return errdefs.InvalidArgumentError(text)
         case "limit":
             return errdefs.ResourceExhaustedError(text)
+        case "changed":
+            return errdefs.AbortedError(text)
         case "os" if message["errno"] in _FULL:
             return errdefs.ResourceExhaustedError(text, hint="free space on the file system of the snapshots")
         case "os" if message["errno"] == errno.EROFS:

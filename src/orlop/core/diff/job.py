@@ -1,10 +1,7 @@
-"""One unpack job: the trusted process that prepares it, and the worker that meets the archive.
+"""What the jobs of workers have in common: a trusted process that prepares, and a worker that meets what is hostile.
 
-The trusted process confines itself (`sandbox`), forks the worker, relays what it reports, and when all is extracted
-does the little that the worker may not: it marks opaque directories (trusted.overlay.opaque takes CAP_SYS_ADMIN, which
-would open a worker every other door) and sets security.* attributes. It does so through openat2(2), following no link,
-in the same private root. It is this process and not the daemon because it already stands in that root, and because its
-descriptors and its end are the job's own.
+The trusted process confines itself (`sandbox`), forks the worker, relays what it reports, and does what the worker may
+not. What a job is besides is in `apply_job` and `compare_job`.
 
 Messages to the daemon are JSON objects in a SOCK_SEQPACKET socket: `{"phase": …}`, `{"progress": bytes}`, and at last
 one of `{"done": …}` and `{"error": …}`.
@@ -18,46 +15,95 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from orlop.base.errdefs import OrlopError
 from orlop.core.diff import sandbox
 from orlop.core.diff.errors import ArchiveError, LimitError, shown
-from orlop.core.diff.extract import Extractor, Limits
-from orlop.core.diff.stream import Pipeline
-from orlop.core.diff.tar import Reader
-from orlop.core.diff.tree import Tree
+from orlop.core.diff.layer import ChangedError
 from orlop.core.mount import Mount
 from orlop.linux import prctl
-from orlop.linux._libc import libc, oserror
-from orlop.linux.openat2 import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
-_PROGRESS_EVERY: Final = 16 << 20
 _MAX_REPORT: Final = 256 << 20
-_PATH_MAX: Final = 4096
-_ESTALE_PATH: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 Message = dict[str, Any]  # JSON
 
 
-def run(request: Message, blob_fd: int, connection: socket.socket, life_fd: int) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a job's processes hold.
+
+    Attributes:
+        request: of the daemon; its `kind` says which job it is.
+        file: descriptor of the file it works on.
+        connection: to the daemon; its end is the order to give up.
+        life: held open by both processes, so that the daemon sees when both are gone.
+    """
+
+    request: Message
+    file: int
+    connection: socket.socket
+    life: int
+
+
+def run(job: Job, prepare: Callable[[Job], Message]) -> None:
     """Be the trusted process of a job, from its beginning to its end.
 
     Args:
-        request: made by `Plan.request`.
-        blob_fd: the layer blob.
-        connection: to the daemon; its end is the order to give up.
-        life_fd: held open by both processes, so that the daemon sees when both are gone.
+        prepare: does the job and returns what the daemon is to have under "done".
     """
     try:
-        sandbox.close_others((blob_fd, connection.fileno(), life_fd))
+        sandbox.close_others((job.file, job.connection.fileno(), job.life))
         prctl.set_name("orlop-layer")
-        _send(connection, {"phase": "prepare"})
-        done = _run(request, blob_fd, connection, life_fd)
-        _send(connection, {"done": done})
+        send(job, {"phase": "prepare"})
+        send(job, {"done": prepare(job)})
     except BaseException as error:
-        _send(connection, {"error": describe(error)})
+        send(job, {"error": describe(error)})
+
+
+def supervise(job: Job, work: Callable[[int], Message]) -> Message:
+    """Have `work` done by a process of its own.
+
+    Args:
+        work: gets a descriptor for `say`; it confines itself, and returns what it reports under "done".
+
+    Raises:
+        ReportedError: what the worker has said of its failure, or that it died.
+        InterruptedError: the daemon has gone; the worker is dead.
+    """
+    report_read, report_write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(report_read)
+            _work(report_write, work)
+        finally:
+            os._exit(1)
+    os.close(report_write)
+    os.close(job.file)
+    try:
+        final = _relay(report_read, job)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    _, status = os.waitpid(pid, 0)
+    if "error" in final:
+        raise ReportedError(final["error"])
+    if "done" not in final:
+        raise ReportedError({"kind": "died", "text": _death(status), "entry": None})
+    done: Message = final["done"]
+    return done
+
+
+class EntryError(Exception):
+    """A failure with the entry or path that it was met at; what failed is its cause."""
+
+    def __init__(self, entry: bytes | None) -> None:
+        super().__init__(entry)
+        self.entry = entry
 
 
 def describe(error: BaseException, entry: bytes | None = None) -> Message:
@@ -66,8 +112,10 @@ def describe(error: BaseException, entry: bytes | None = None) -> Message:
     if isinstance(error, ArchiveError):
         kind = "limit" if isinstance(error, LimitError) else "archive"
         return {"kind": kind, "text": error.reason, "entry": shown(error.entry) if error.entry is not None else where}
-    if isinstance(error, _ReportedError):
+    if isinstance(error, ReportedError):
         return error.message
+    if isinstance(error, ChangedError):
+        return {"kind": "changed", "text": str(error), "entry": where}
     if isinstance(error, OrlopError):
         return {"kind": "error", "code": error.code, "text": error.text, "entry": where}
     if isinstance(error, OSError):
@@ -77,7 +125,7 @@ def describe(error: BaseException, entry: bytes | None = None) -> Message:
     return {"kind": "defect", "text": f"{type(error).__name__}: {error}", "entry": where}
 
 
-class _ReportedError(Exception):
+class ReportedError(Exception):
     """What the worker has said about its failure."""
 
     def __init__(self, message: Message) -> None:
@@ -85,58 +133,16 @@ class _ReportedError(Exception):
         self.message = message
 
 
-def _run(request: Message, blob_fd: int, connection: socket.socket, life_fd: int) -> Message:
-    directory: str | None = request["directory"]
-    if directory is not None and request["lower"] and os.listdir(directory):
-        # Written before: what is there may have opaque marks that a worker cannot read. Let overlayfs do the work.
-        request = {**request, "directory": None, "lower": [], "overlay": False}
-        directory = None
-    view = sandbox.enter(
-        [mount_from(item) for item in request["mounts"]],
-        [mount_from(item) for item in request["lower"]],
-        directory,
-    )
-    report_read, report_write = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(report_read)
-            _work(request, view, blob_fd, report_write, life_fd)
-        finally:
-            os._exit(1)
-    os.close(report_write)
-    os.close(blob_fd)
-    try:
-        final = _relay(report_read, connection)
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-    _, status = os.waitpid(pid, 0)
-    if "error" in final:
-        raise _ReportedError(final["error"])
-    if "done" not in final:
-        raise _ReportedError({"kind": "died", "text": _death(status), "entry": None})
-    done: Message = final["done"]
-    _privileged(view.root_fd, request["marks"], done)
-    if request["sync"]:
-        _send(connection, {"phase": "sync"})
-        if libc.syncfs(view.root_fd) < 0:
-            raise oserror("syncfs")
-    done["isolated"] = view.isolated
-    return done
-
-
 def mount_from(item: Mapping[str, Any]) -> Mount:
     """A mount from its JSON."""
     return Mount(type=item["type"], source=item["source"], target=item["target"], options=tuple(item["options"]))
 
 
-def _relay(report: int, connection: socket.socket) -> Message:
+def _relay(report: int, job: Job) -> Message:
     """Hand the worker's messages on until it has said its last; the daemon's leaving ends it."""
     poll = select.poll()
     poll.register(report, select.POLLIN)
-    poll.register(connection, select.POLLIN)
+    poll.register(job.connection, select.POLLIN)
     buffer = bytearray()
     while True:
         for fd, _ in poll.poll():
@@ -156,37 +162,11 @@ def _relay(report: int, connection: socket.socket) -> Message:
                 message = json.loads(line)
                 if "done" in message or "error" in message:
                     return dict(message)
-                _send(connection, {key: message[key] for key in ("phase", "progress") if key in message})
+                send(job, {key: message[key] for key in ("phase", "progress") if key in message})
 
 
-def _privileged(root_fd: int, marks: str, done: Message) -> None:
-    """Set what the worker may not; every path is its word and goes through no link."""
-    for text in done.pop("opaque"):
-        _set(root_fd, bytes.fromhex(text), os.O_DIRECTORY, f"{marks}.opaque".encode(), b"y")
-    for path, name, value in done.pop("privileged"):
-        key = bytes.fromhex(name)
-        if key.startswith(b"security."):
-            _set(root_fd, bytes.fromhex(path), os.O_NONBLOCK, key, bytes.fromhex(value))
-
-
-def _set(root_fd: int, path: bytes, flags: int, name: bytes, value: bytes) -> None:
-    if len(path) >= _PATH_MAX:
-        raise ArchiveError(f"{shown(path)} lies too deep for its attributes")
-    try:
-        fd = openat2(path or b".", os.O_RDONLY | flags, dir_fd=root_fd, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
-    except OSError as error:
-        if error.errno in _ESTALE_PATH:  # later entries have put something else there
-            return
-        raise
-    try:
-        os.setxattr(fd, name, value)
-    finally:
-        os.close(fd)
-
-
-def _work(request: Message, view: sandbox.View, blob_fd: int, report: int, life_fd: int) -> None:
+def _work(report: int, work: Callable[[int], Message]) -> None:
     """Be the worker. Never returns."""
-    extractor: Extractor | None = None
     try:
         prctl.set_pdeathsig(signal.SIGKILL)
         poll = select.poll()
@@ -194,66 +174,26 @@ def _work(request: Message, view: sandbox.View, blob_fd: int, report: int, life_
         if poll.poll(0):
             os._exit(1)  # the parent died before it could take us along
         gc.disable()  # short-lived, and what it makes has no cycles
-        os.umask(0)
-        keep = {blob_fd, report, life_fd, view.root_fd, view.lower_fd}
-        sandbox.confine(keep)
-        limits = Limits(**request["limits"])
-        pipeline = Pipeline(blob_fd, limit=limits.size)
-        pipeline.start()
-        sandbox.lock()
-        tree = Tree(
-            view.root_fd,
-            view.lower_fd,
-            layered=request["overlay"],
-            open_limit=request["open_files"] // 20,
-            always_inherits=view.parent_group,
-        )
-        merging = not tree.layered and bool(os.listdir(view.root_fd))
-        _say(report, {"phase": "extract"})
-        reader = Reader(_counted(pipeline, report))
-        extractor = Extractor(reader, tree, merging=merging, limits=limits)
-        result = extractor.run()
-        _say(report, {"phase": "finish"})
-        reader.drain()
-        _say(
-            report,
-            {
-                "done": {
-                    "digest": pipeline.finish(),
-                    "size": pipeline.size,
-                    "entries": reader.entries,
-                    "usage": None if merging else [tree.bytes, tree.inodes],
-                    "opaque": [path.hex() for path in result.opaque],
-                    "privileged": [[part.hex() for part in item] for item in result.privileged],
-                    "ignored": result.ignored,
-                }
-            },
-        )
+        say(report, {"done": work(report)})
         os._exit(0)
+    except EntryError as error:
+        say(report, {"error": describe(error.__cause__ or error, error.entry)})
     except BaseException as error:
-        _say(report, {"error": describe(error, extractor.current if extractor is not None else None)})
-        os._exit(1)
+        say(report, {"error": describe(error)})
+    os._exit(1)
 
 
-def _counted(pipeline: Pipeline, report: int) -> Iterator[bytes]:
-    told = 0
-    for chunk in pipeline:
-        yield chunk
-        if pipeline.consumed - told >= _PROGRESS_EVERY:
-            told = pipeline.consumed
-            _say(report, {"progress": told})
-
-
-def _say(report: int, message: Message) -> None:
+def say(report: int, message: Message) -> None:
+    """Report from the worker; the trusted process hands phases and progress on."""
     data = json.dumps(message).encode() + b"\n"
     while data:
         data = data[os.write(report, data) :]
 
 
-def _send(connection: socket.socket, message: Message) -> None:
-    """Tell the daemon; whether it still listens is seen by `_relay`."""
+def send(job: Job, message: Message) -> None:
+    """Tell the daemon; whether it still listens is seen by `supervise`."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        connection.send(json.dumps(message).encode())
+        job.connection.send(json.dumps(message).encode())
 
 
 def _death(status: int) -> str:

@@ -6,6 +6,7 @@ Source: core/diff/proxy of containerd.
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Protocol
 
+from google.protobuf.any_pb2 import Any as PackedAny
 from google.protobuf.message import Message
 
 from orlop.api.services.diff.v1 import diff_pb2 as pb
@@ -27,8 +28,17 @@ class ProxyDiffer:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    async def apply(self, namespace: str, layer: LayerBlob, mounts: Sequence[Mount], *, sync: bool = False) -> Applied:
-        request = pb.ApplyRequest(diff=_descriptor(layer), mounts=_mounts(mounts), sync_fs=sync)
+    async def apply(
+        self,
+        namespace: str,
+        layer: LayerBlob,
+        mounts: Sequence[Mount],
+        *,
+        sync: bool = False,
+        payloads: Mapping[str, bytes] | None = None,
+    ) -> Applied:
+        packed = {key: PackedAny.FromString(value) for key, value in (payloads or {}).items()}
+        request = pb.ApplyRequest(diff=_descriptor(layer), mounts=_mounts(mounts), sync_fs=sync, payloads=packed)
         answer = await self._channel.unary("Apply", request, namespace=namespace)
         return Applied(digest=answer.applied.digest, size=answer.applied.size)
 

@@ -1,25 +1,31 @@
-"""Confinement of unpack workers: what a hostile archive meets.
+"""Confinement of workers: what a hostile archive or tree meets.
 
 Two processes share one private mount namespace whose root is a small tmpfs with nothing in it but the tree to be
-written and, read-only, the layers below it. Mount, network, IPC, UTS and PID namespaces are their own. Both start as
-one that is trusted and never sees a byte of the archive; it forks the one that does, which gives up everything but six
-capabilities, the listed system calls and four descriptors.
+written and, read-only, the layers below it; or the trees to be compared, read-only. Mount, network, IPC, UTS and PID
+namespaces are their own. Both start as one that is trusted and never sees a byte of archive or file; it forks the one
+that does, which gives up everything but a few capabilities, the listed system calls and its own descriptors.
 """
 
 import contextlib
+import errno
 import os
 import resource
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from orlop.core.mount import Mount, perform
+from orlop.core.mount import Mount, options, perform
 from orlop.linux import capabilities, namespaces, prctl, seccomp
 from orlop.linux import mount as mnt
 from orlop.linux.capabilities import Cap
 
 _SPARE_DIRECTORIES: Final = ("/sys", "/dev", "/run", "/tmp", "/mnt", "/proc")
-_WORKER_CAPABILITIES: Final = (Cap.CHOWN, Cap.DAC_OVERRIDE, Cap.FOWNER, Cap.FSETID, Cap.MKNOD, Cap.SETFCAP)
+UNPACKING: Final = (Cap.CHOWN, Cap.DAC_OVERRIDE, Cap.FOWNER, Cap.FSETID, Cap.MKNOD, Cap.SETFCAP)
+"""Capabilities of who writes a tree."""
+
+READING: Final = (Cap.DAC_READ_SEARCH,)
+"""Capabilities of who reads one."""
+
 _MEMORY: Final = 4 << 30
 _OPEN_FILES: Final = 65536
 _NAMESPACES: Final = (
@@ -29,8 +35,6 @@ _NAMESPACES: Final = (
     | namespaces.CLONE_NEWUTS
     | namespaces.CLONE_NEWPID
 )
-_EPERM: Final = 1
-
 # What a worker may call: name, number on x86_64, number on aarch64 (asm-generic/unistd.h); -1 where there is none.
 _CALLS: Final = (
     ("brk", 12, 214),
@@ -127,14 +131,11 @@ def enter(mounts: Sequence[Mount], lower: Sequence[Mount], directory: str | None
             raise
         return _without_namespaces(directory)
     mnt.mount("", "/", "", mnt.MS_REC | mnt.MS_PRIVATE)
-    sources = [directory or "", *(source for mount in (*mounts, *lower) for source in _paths(mount))]
-    spare = _spare_directory(sources)
+    spare = _spare_directory([directory or "", *_sources([*mounts, *lower])])
     # Taken before something is mounted over it:
     tree_fd = mnt.open_tree(directory) if directory is not None else -1
     parent_group = _parent_group(directory) if directory is not None else True
-    _private_root(spare)
-    for name in ("tree", "lower"):
-        os.mkdir(f"{spare}/{name}", 0o700)
+    _private_root(spare, ("tree", "lower"))
     if directory is not None:
         mnt.move_mount(tree_fd, f"{spare}/tree")
         os.close(tree_fd)
@@ -152,8 +153,35 @@ def enter(mounts: Sequence[Mount], lower: Sequence[Mount], directory: str | None
     )
 
 
+def enter_trees(trees: Mapping[str, Sequence[Mount]]) -> dict[str, int]:
+    """Shut the calling process, which must be alone in itself, into a root with only these trees, read-only.
+
+    Returns:
+        A descriptor of each tree's root; -1 for one without mounts, which is empty.
+
+    Raises:
+        OSError, OrlopError: a Linux namespace or a mount was refused.
+    """
+    try:
+        namespaces.unshare(_NAMESPACES)
+    except PermissionError:
+        return {name: _bound_directory(mounts) for name, mounts in trees.items()}
+    mnt.mount("", "/", "", mnt.MS_REC | mnt.MS_PRIVATE)
+    spare = _spare_directory(_sources([mount for mounts in trees.values() for mount in mounts]))
+    _private_root(spare, trees)
+    for name, mounts in trees.items():
+        if mounts:
+            perform.mount_all(options.readonly(mounts), f"{spare}/{name}")
+            harden(f"{spare}/{name}")
+    _pivot(spare)
+    return {
+        name: os.open(f"/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if mounts else -1
+        for name, mounts in trees.items()
+    }
+
+
 def harden(path: str) -> None:
-    """Forbid what extraction never needs of the mount at `path`: programs, set-uid, and the kernel following links."""
+    """Forbid what a worker never needs of the mount at `path`: programs, set-uid, and the kernel following links."""
     attributes = mnt.MOUNT_ATTR_NOSUID | mnt.MOUNT_ATTR_NODEV | mnt.MOUNT_ATTR_NOEXEC
     try:
         mnt.mount_setattr(path, attr_set=attributes | mnt.MOUNT_ATTR_NOSYMFOLLOW)
@@ -162,19 +190,21 @@ def harden(path: str) -> None:
             mnt.mount_setattr(path, attr_set=attributes)
 
 
-def confine(keep: Iterable[int]) -> None:
+def confine(keep: Iterable[int], allowed: Iterable[Cap], name: str) -> None:
     """Give up all that a worker does not need; before it starts threads. `lock` follows when it has them.
 
     Args:
         keep: descriptors that stay open beside 0, 1 and 2, which lead to /dev/null.
+        allowed: the capabilities that it keeps.
+        name: what the process is called.
     """
-    prctl.set_name("orlop-unpack")
+    prctl.set_name(name)
     for fd in (1, 2):
         os.dup2(0, fd)
     close_others(keep)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    capabilities.limit_to(_WORKER_CAPABILITIES)
+    capabilities.limit_to(allowed)
     prctl.set_no_new_privs()
     prctl.set_dumpable(False)
 
@@ -185,7 +215,7 @@ def lock() -> None:
         return
     column = 1 if os.uname().machine == "x86_64" else 2
     numbers = [int(call[column]) for call in _CALLS]
-    seccomp.install(seccomp.build_filter(numbers, seccomp.SECCOMP_RET_ERRNO | _EPERM))
+    seccomp.install(seccomp.build_filter(numbers, seccomp.SECCOMP_RET_ERRNO | errno.EPERM))
 
 
 def raise_open_files() -> int:
@@ -205,6 +235,19 @@ def _without_namespaces(directory: str) -> View:
     return View(root_fd=root_fd, lower_fd=-1, isolated=False, parent_group=True)
 
 
+def _bound_directory(mounts: Sequence[Mount]) -> int:
+    """In an unprivileged container: what is one directory anyway can be read, in a walk that follows no link."""
+    if not mounts:
+        return -1
+    if len(mounts) > 1 or mounts[0].type != "bind" or mounts[0].target:
+        raise PermissionError(errno.EPERM, "mounting needs a mount namespace, which this host refuses")
+    return os.open(mounts[0].source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _sources(mounts: Iterable[Mount]) -> list[str]:
+    return [path for mount in mounts for path in _paths(mount)]
+
+
 def _paths(mount: Mount) -> list[str]:
     return [mount.source, *(path for option in mount.options for path in option.partition("=")[2].split(":"))]
 
@@ -217,7 +260,8 @@ def _spare_directory(sources: Sequence[str]) -> str:
     raise FileNotFoundError("no directory to put a private root on")
 
 
-def _private_root(path: str) -> None:
+def _private_root(path: str, names: Iterable[str]) -> None:
+    """Mount a small root at `path`, with these empty directories."""
     with contextlib.ExitStack() as undo:
         fs_fd = mnt.fsopen("tmpfs")
         undo.callback(os.close, fs_fd)
@@ -227,6 +271,8 @@ def _private_root(path: str) -> None:
         root_fd = mnt.fsmount(fs_fd, mnt.MOUNT_ATTR_NOSUID | mnt.MOUNT_ATTR_NODEV | mnt.MOUNT_ATTR_NOEXEC)
         undo.callback(os.close, root_fd)
         mnt.move_mount(root_fd, path)
+    for name in names:
+        os.mkdir(f"{path}/{name}", 0o700)
 
 
 def _pivot(path: str) -> None:

@@ -1,4 +1,4 @@
-"""The daemon's side of the unpack workers: starting them, following a job, and ending it on every way out.
+"""The daemon's side of the workers: starting them, following a job, and ending it on every way out.
 
 A pool has at most one zygote (`zygote`), started with the first job and ended when nothing has been asked of it for a
 while. Jobs beyond the number of cores wait for their turn. A job that is cancelled, or whose deadline passes, is
@@ -106,7 +106,7 @@ class Pool:
             try:
                 return await job.follow(tell)
             finally:
-                await _finish(job.end())
+                await finish(job.end())
 
     async def _zygote(self) -> socket.socket:
         async with self._starting:
@@ -151,8 +151,8 @@ class JobError(Exception):
     """A job's own account of its failure, or that it died.
 
     Attributes:
-        phase: what it was doing: start, prepare, extract, finish, sync.
-        message: `kind` (archive, limit, os, error, defect, died), `text`, `entry`, and `errno` or `code`.
+        phase: what it was doing: start, prepare, extract, finish, sync, compare.
+        message: `kind` (archive, limit, changed, os, error, defect, died), `text`, `entry`, and `errno` or `code`.
     """
 
     def __init__(self, phase: str, message: Message) -> None:
@@ -193,7 +193,7 @@ class _Job:
         try:
             async with asyncio.timeout(_DEATH_S):
                 while not _ended(self._life):
-                    await _readable(self._life)
+                    await readable(self._life)
         except TimeoutError:
             raise errdefs.InternalError(f"an unpack worker could not be killed within {_DEATH_S:.0f} s") from None
 
@@ -207,7 +207,7 @@ class _Job:
             try:
                 data, fds, _, _ = socket.recv_fds(self._connection, _MAX_MESSAGE, 1)
             except BlockingIOError:
-                await _readable(self._connection.fileno())
+                await readable(self._connection.fileno())
                 continue
             except ConnectionResetError:
                 return None
@@ -260,7 +260,8 @@ async def _send(control: socket.socket, data: bytes, fds: list[int]) -> None:
             raise errdefs.UnavailableError(f"unpack workers: {error.strerror}") from error
 
 
-async def _readable(fd: int) -> None:
+async def readable(fd: int) -> None:
+    """Wait until a descriptor can be read, or has ended."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     loop.add_reader(fd, _set, ready)
@@ -282,7 +283,7 @@ def _ended(life: int) -> bool:
         return False
 
 
-async def _finish(work: Any) -> None:
+async def finish(work: Any) -> None:
     """Wait for `work` (a coroutine that is bounded in time), however often the caller is cancelled meanwhile."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None

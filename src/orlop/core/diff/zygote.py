@@ -1,8 +1,8 @@
 """The zygote: a small process with one thread that has everything imported and forks a new process per job.
 
-It is started when the first layer comes and ends when its control socket closes, so it never outlives the daemon. A job
-comes as one message with three descriptors: the blob, the job's own socket, and the end of a pipe that only says who is
-still alive. The first message on the job's socket is its process as a pidfd.
+It is started when the first job comes and ends when its control socket closes, so it never outlives the daemon. A job
+comes as one message with three descriptors: the file it works on, the job's own socket, and the end of a pipe that only
+says who is still alive. The first message on the job's socket is its process as a pidfd.
 """
 
 import contextlib
@@ -16,10 +16,11 @@ import socket
 import sys
 from typing import Final
 
-from orlop.core.diff import job, sandbox, stream
+from orlop.core.diff import apply_job, compare_job, job, output, sandbox, stream
 from orlop.linux import prctl
 
 MAX_REQUEST: Final = 1 << 18
+_JOBS: Final = {"apply": apply_job.apply, "compare": compare_job.compare}
 
 
 def main(control_fd: int) -> None:
@@ -46,6 +47,7 @@ def prepare() -> None:
     """Import what a job needs: it cannot once it stands in its own root."""
     for compression in (stream.Compression.GZIP, stream.Compression.ZSTD):
         stream.decompressor(compression)
+        output.compressor(compression)()
     "".encode("unicode_escape").decode("ascii", "backslashreplace")
     os.strerror(errno.EPERM)
     gc.collect()
@@ -59,22 +61,22 @@ def _accept(control: socket.socket, poll: select.poll, children: dict[int, int],
     try:
         request = json.loads(data)
         request["open_files"] = limit
-        blob, connection_fd, life = fds
+        file, connection_fd, life = fds
         with socket.socket(fileno=connection_fd) as connection:
-            pid = _fork(request, blob, connection, life)
+            pid = _fork(request, file, connection, life)
             pidfd = os.pidfd_open(pid)
             children[pidfd] = pid
             poll.register(pidfd, select.POLLIN)
             with contextlib.suppress(OSError):  # the caller has given up already; the job sees that too
                 socket.send_fds(connection, [b'{"phase": "start"}'], [pidfd])
-        os.close(blob)
+        os.close(file)
         os.close(life)
     except OSError as error:  # no more processes: the closed socket tells the caller
         print(f"orlop zygote: {error}", file=sys.stderr)
     return True
 
 
-def _fork(request: job.Message, blob: int, connection: socket.socket, life: int) -> int:
+def _fork(request: job.Message, file: int, connection: socket.socket, life: int) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -83,7 +85,8 @@ def _fork(request: job.Message, blob: int, connection: socket.socket, life: int)
     try:
         prctl.set_pdeathsig(signal.SIGKILL)
         if os.getppid() == parent:
-            job.run(request, blob, connection, life)
+            work = job.Job(request=request, file=file, connection=connection, life=life)
+            job.run(work, _JOBS[request["kind"]])
             status = 0
     finally:
         os._exit(status)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from orlop.api.services.diff.v1 import diff_pb2
 from orlop.api.types import descriptor_pb2
 from orlop.base import namespaces
-from orlop.base.errdefs import UnimplementedError
+from orlop.base.errdefs import UnimplementedError, UnknownError
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.diff import Differ, LayerBlob
 from orlop.core.kinds import DIFFER, GRPC
@@ -33,10 +33,13 @@ class Diff:
             size=request.diff.size,
             annotations=dict(request.diff.annotations),
         )
+        payloads = {key: value.SerializeToString() for key, value in request.payloads.items()}
         refusal = _nobody()
         for differ in self._differs:
             try:
-                applied = await differ.apply(namespace, layer, _mounts(request.mounts), sync=request.sync_fs)
+                applied = await differ.apply(
+                    namespace, layer, _mounts(request.mounts), sync=request.sync_fs, payloads=payloads
+                )
             except UnimplementedError as error:
                 refusal = error
                 continue
@@ -44,7 +47,7 @@ class Diff:
                 media_type=media_types.OCI_LAYER, digest=applied.digest, size=applied.size
             )
             return diff_pb2.ApplyResponse(applied=descriptor)
-        raise refusal
+        raise UnknownError(refusal.text)  # of an unknown class: so says containerd that nobody takes a media type
 
     async def diff(self, call: Call, request: diff_pb2.DiffRequest) -> diff_pb2.DiffResponse:
         namespace = namespaces.validate(call.namespace)
