@@ -70,13 +70,15 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _session_leaves_nothing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _session_leaves_nothing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """At the very end: nothing below the session's directory is mounted, running or attached.
 
-    What is, is taken away before pytest removes the directory: it must never follow a mount out of it.
+    What is, is taken away before pytest removes the directory: it must never follow a mount out of it. A session
+    without root tests makes no cgroups; those that it would find are another session's, which needs them.
     """
     base = tmp_path_factory.getbasetemp()
-    before = residue.cgroups() if host.forbids_root_tests() is None else None
+    rooted = any(item.get_closest_marker("root") is not None for item in request.session.items)
+    before = residue.cgroups() if rooted and host.forbids_root_tests() is None else None
     yield
     found = residue.settle(base, cgroups_before=before)
     if found:
