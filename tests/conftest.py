@@ -106,6 +106,7 @@ def _descriptors() -> dict[int, str]:
 def short_directory() -> Iterator[Path]:
     """A directory with a short path, for sockets: their paths end at 108 bytes."""
     path = Path(tempfile.mkdtemp(prefix="orlop."))
+    path.chmod(0o711)  # a container's root in a user namespace must get through
     try:
         yield path
     finally:

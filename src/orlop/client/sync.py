@@ -661,7 +661,11 @@ class Process:
         return self._inner.io
 
     def start(self) -> int:
-        """Let it run and return its process id. Raises the runtime's own words if it cannot be started."""
+        """Let it run and return its process id. Raises the runtime's own words if it cannot be started.
+
+        Raises:
+            UnavailableError: the daemon has gone away; whether it runs is not known, and its streams stay open.
+        """
         return drive(self._inner.start())
 
     def wait(self) -> Exit:

@@ -14,7 +14,13 @@ from google.protobuf.message import Message
 
 from orlop.api.services.tasks.v1 import tasks_pb2 as pb
 from orlop.api.types.task import task_pb2
-from orlop.base.errdefs import FailedPreconditionError, InvalidArgumentError, NotFoundError, OrlopError
+from orlop.base.errdefs import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    OrlopError,
+    UnavailableError,
+)
 from orlop.client.channel import Rpc
 from orlop.client.io import NullIO, ProcessIO, Streams
 from orlop.client.session import Session
@@ -120,10 +126,16 @@ class Process:
         return self._io
 
     async def start(self) -> int:
-        """Let it run and return its process id. Raises the runtime's own words if it cannot be started."""
+        """Let it run and return its process id. Raises the runtime's own words if it cannot be started.
+
+        Raises:
+            UnavailableError: the daemon has gone away; whether it runs is not known, and its streams stay open.
+        """
         request = pb.StartRequest(container_id=self._container_id, exec_id=self._exec_id)
         try:
             response = await self._session.call(START, request)
+        except UnavailableError:
+            raise
         except BaseException:
             await self._session.blocking(self._io.close)
             raise

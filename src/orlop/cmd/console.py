@@ -7,10 +7,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 
 from orlop.base.errdefs import OrlopError
 from orlop.client.sync import Process
 from orlop.client.tasks import Exit
+
+T = TypeVar("T")
 
 # What is not the process's business: job control of our own, our children, and a closed output.
 _OURS = {
@@ -30,23 +33,35 @@ _OURS = {
 }
 
 
-Wait = Callable[[], Exit]
+class Persist(Protocol):
+    """`App.persist`."""
+
+    def __call__(self, call: Callable[[], T]) -> T: ...
 
 
 def attend(
     process: Process,
     *,
     terminal: bool,
-    started: Callable[[], object] = lambda: None,
-    persist: Callable[[Wait], Exit] = lambda wait: wait(),
+    started: Callable[[], object] | None = None,
+    persist: Persist,
 ) -> Exit:
-    """Start a process if `started` does so, pass signals and window sizes on, and wait for its exit.
+    """Start a process by `started`, or take one that runs; pass signals and window sizes on, and wait for its exit.
 
     Args:
-        persist: waits again when the daemon has gone away and come back.
+        persist: makes a call again when the daemon has gone away and come back.
 
     Waiting is done by a thread; this one sleeps until a signal or the exit comes, and so may make calls of its own.
     """
+    asked = False
+
+    def start() -> None:
+        nonlocal asked
+        # The daemon may have started it and gone away before it could say so.
+        if started is not None and (not asked or process.status() == "CREATED"):
+            asked = True
+            started()
+
     with _Signals() as caught, raw_terminal() if terminal else contextlib.nullcontext():
         ended: list[Exit | BaseException] = []
 
@@ -58,7 +73,7 @@ def attend(
             finally:
                 caught.wake()
 
-        started()
+        persist(start)
         if terminal:
             resize(process)
         waiter = threading.Thread(target=wait, name="orlop-wait", daemon=True)
