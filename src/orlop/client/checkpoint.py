@@ -16,6 +16,7 @@ container_restore_opts.go. There only a task's checkpoint has the spec; here eac
 
 import contextlib
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from google.protobuf.any_pb2 import Any as PackedAny
@@ -52,22 +53,26 @@ class CheckpointOptions:
         rw: what was written to its files.
         task: the state of its task, which CRIU takes.
         stop: end the task once its state is taken.
+        work_path: where CRIU's logs go.
     """
 
     image: bool = False
     rw: bool = False
     task: bool = False
     stop: bool = False
+    work_path: str = ""
 
 
 async def checkpoint(session: Session, container: Container, ref: str, options: CheckpointOptions) -> Image:
     """Take a checkpoint of a container; see `Container.checkpoint`."""
     async with Held(session) as held:
         paused = await _pause(container)
+        stopped = False
         try:
             entries = await _entries(held, container, options)
+            stopped = options.task and options.stop
         finally:
-            if paused is not None and not options.stop:
+            if paused is not None and not stopped:
                 await paused.resume()
         annotations = {
             IMAGE_NAME: container.image,
@@ -79,6 +84,23 @@ async def checkpoint(session: Session, container: Container, ref: str, options: 
         digest = await Content(held).write(f"{container.id}-index-{unique_id()}", blob, labels=labels)
         target = Descriptor(media_type=media_types.OCI_INDEX, digest=Digest.parse(digest), size=len(blob))
         return await Images(held).create(ref, target)
+
+
+async def checkpoint_task(session: Session, container: Container, name: str, *, stop: bool, work_path: str) -> Image:
+    """Take a checkpoint of a container with its task, its image and what it has written; see `Task.checkpoint_image`.
+
+    Source: Checkpoint in containerd's client/task.go.
+    """
+    options = CheckpointOptions(
+        image=bool(container.image),
+        rw=bool(container.record.snapshot_key),
+        task=True,
+        stop=stop,
+        work_path=work_path,
+    )
+    ref = name or f"containerd.io/checkpoint/{container.id}:{datetime.now().astimezone():%m-%d-%Y-%H:%M:%S}"
+    image = await checkpoint(session, container, ref, options)
+    return await Images(session).label(image.name, {"containerd.io/checkpoint": "true"})
 
 
 async def restore(session: Session, container_id: str, ref: str, *, rw: bool) -> Container:
@@ -148,7 +170,7 @@ async def _pause(container: Container) -> "tasks.Task | None":
 async def _entries(session: Session, container: Container, options: CheckpointOptions) -> list[Descriptor]:
     record = container.record
     entries = []
-    if record.runtime_options is not None and record.runtime_options.value:
+    if record.runtime_options is not None and record.runtime_options.type_url:
         blob = record.runtime_options.SerializeToString()
         entries.append(await _stored(session, blob, media_types.CHECKPOINT_RUNTIME_OPTIONS))
     if options.image:
@@ -186,7 +208,7 @@ async def _rw_layer(session: Session, container: Container) -> Descriptor:
 async def _task_state(session: Session, container: Container, options: CheckpointOptions) -> list[Descriptor]:
     from orlop.api.types.runc.options import oci_pb2
 
-    wanted = oci_pb2.CheckpointOptions(exit=options.stop, file_locks=True)
+    wanted = oci_pb2.CheckpointOptions(exit=options.stop, file_locks=True, work_path=options.work_path)
     packed = PackedAny(type_url=wanted.DESCRIPTOR.full_name, value=wanted.SerializeToString())
     request = tasks_pb2.CheckpointTaskRequest(container_id=container.id, options=packed)
     answer = await session.call(tasks.CHECKPOINT, request, endless=True)

@@ -766,6 +766,18 @@ class Task(Process):
         """
         return drive(self._task.checkpoint(stop=stop, image_path=image_path, work_path=work_path))
 
+    def checkpoint_image(self, name: str = "", *, stop: bool = False, work_path: str = "") -> Image:
+        """Have CRIU write the task's state, and keep it as an image with its container's image, spec and files.
+
+        The task is paused meanwhile. `Client.restore` and `Image.checkpoint_digest` are the way back.
+
+        Args:
+            name: of the image; by default made of the container's id and the time.
+            stop: the task afterwards.
+            work_path: for CRIU's logs.
+        """
+        return Image(drive(self._task.checkpoint_image(name, stop=stop, work_path=work_path)))
+
     def exec(self, exec_id: str, process: bytes, *, io: ProcessIO | None = None) -> Process:
         """Add a process, not started yet.
 

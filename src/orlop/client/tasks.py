@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.protobuf.empty_pb2 import Empty
@@ -25,6 +25,9 @@ from orlop.client.channel import Rpc
 from orlop.client.io import NullIO, ProcessIO, Streams
 from orlop.client.session import Session
 from orlop.client.stamps import to_datetime
+
+if TYPE_CHECKING:
+    from orlop.client.images import Image
 
 _SERVICE = "containerd.services.tasks.v1.Tasks"
 CREATE = Rpc(_SERVICE, "Create", pb.CreateTaskRequest, pb.CreateTaskResponse)
@@ -329,6 +332,22 @@ class Task(Process):
             CHECKPOINT, pb.CheckpointTaskRequest(container_id=self._container_id, options=packed), endless=True
         )
         return [one.digest for one in response.descriptors]
+
+    async def checkpoint_image(self, name: str = "", *, stop: bool = False, work_path: str = "") -> "Image":
+        """Have CRIU write the task's state, and keep it as an image with its container's image, spec and files.
+
+        The task is paused meanwhile. `Client.restore` and `Image.checkpoint_digest` are the way back.
+
+        Args:
+            name: of the image; by default made of the container's id and the time.
+            stop: the task afterwards.
+            work_path: for CRIU's logs.
+        """
+        from orlop.client.checkpoint import checkpoint_task
+        from orlop.client.containers import Containers
+
+        container = await Containers(self._session).get(self._container_id)
+        return await checkpoint_task(self._session, container, name, stop=stop, work_path=work_path)
 
     async def exec(self, exec_id: str, process: bytes, *, io: ProcessIO | None = None) -> Process:
         """Add a process, not started yet.

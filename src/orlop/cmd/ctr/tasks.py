@@ -238,8 +238,9 @@ def delete(app: App, ids: tuple[str, ...], force: bool, exec_id: str) -> None:
 @click.option("--work-path", default="", help="For CRIU's work files and logs.")
 @pass_app
 def checkpoint(app: App, container_id: str, stop: bool, image_path: str, work_path: str) -> None:
-    """Checkpoint a task with CRIU, and print the digests of what it became."""
-    with contextlib.suppress(NotFoundError):
-        app.client.containers.get(container_id)
-    for digest in app.client.task(container_id).checkpoint(stop=stop, image_path=image_path, work_path=work_path):
-        click.echo(digest)
+    """Checkpoint a task with CRIU, as an image whose name is printed, or into a directory."""
+    task = app.client.task(container_id)
+    if image_path:
+        task.checkpoint(stop=stop, image_path=image_path, work_path=work_path)
+        return
+    click.echo(task.checkpoint_image(stop=stop, work_path=work_path).name)
