@@ -7,11 +7,13 @@ OWN_TEXT = "our error names what was given and what is wrong with it"
 SAYS_DONE = "our import says what it has brought, as containerd 2.x does"
 NEWER = "the version of the runtime's specification is the newer one"
 SHOWS = "without labels, ours shows those that are there"
+MOVES = "the transfer service moves a name that exists, and so does today's ctr by default"
 SMART = "an id is made up where none is given, and Debian's panics without a terminal"
 
 OUR_DIFFERENCES: dict[tuple[str, str], str] = {
     ("images", "images import --digests=true --no-unpack {archive}"): SAYS_DONE,
     ("images", "images ls name="): PHASE,
+    ("images", "images tag --force=false {image} example.org/other:1"): MOVES,
     (
         "content",
         "content ingest --expected-digest sha256:0000000000000000000000000000000000000000000000000000000000000000"

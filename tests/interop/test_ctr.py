@@ -35,7 +35,7 @@ SCENARIOS = {
         "images check",
         "images check --quiet",
         "images tag {image} example.org/other:1",
-        "images tag {image} example.org/other:1",
+        "images tag --force=false {image} example.org/other:1",
         "images tag --force {image} example.org/other:1",
         "images tag example.org/none:1 example.org/x:1",
         "images label example.org/other:1 colour=blue",

@@ -12,6 +12,7 @@ from orlop.base.platforms import ALL, Matcher
 from orlop.client.leases import Held
 from orlop.client.session import Session
 from orlop.client.stores import SessionStores
+from orlop.core.images.gc_labels import label_of, without_layers
 from orlop.core.images.handlers import select
 from orlop.core.transfer.exporting import ExportOptions, export_archive
 from orlop.core.transfer.importing import import_archive, keep
@@ -27,6 +28,7 @@ async def import_images(
     naming: Naming,
     matcher: Matcher = ALL,
     compress: bool = False,
+    discard_layers: bool = False,
     progress: Callback = ignore,
 ) -> list[str]:
     """Store an archive's blobs, name its images, and return the names; see `Client.import_`."""
@@ -35,7 +37,7 @@ async def import_images(
         async with Held(looped) as held:
             stores = SessionStores(held)
             top = await import_archive(stores.content, source, compress=compress, progress=progress)
-            await keep(stores.content, top, matcher)
+            await keep(stores.content, top, matcher, key_of=without_layers if discard_layers else label_of)
             index = decode_index(await stores.content.read(top.digest), what="index of the archive")
             named = _named(naming, top, select(index.manifests, None if matcher.match_all else matcher))
             for name, target in named.items():

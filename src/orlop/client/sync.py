@@ -1203,6 +1203,7 @@ class Client:
         platform: str | None = None,
         all_platforms: bool = True,
         compress: bool = False,
+        discard_layers: bool = False,
         progress: Callback | None = None,
     ) -> list[Image]:
         """Store the images of an archive: an OCI layout or what `docker save` writes, plain, gzip or zstd.
@@ -1213,6 +1214,7 @@ class Client:
             platform: of an index only what suits this specifier; without one everything, or with
                 `all_platforms=False` what suits this machine.
             compress: compress layers of a Docker archive that come plain.
+            discard_layers: let the collector have the layers when nothing else holds them, as after they are unpacked.
             progress: called for each step of each blob.
 
         Raises:
@@ -1227,6 +1229,7 @@ class Client:
                     platform=platform,
                     all_platforms=all_platforms,
                     compress=compress,
+                    discard_layers=discard_layers,
                     progress=progress,
                 )
             )

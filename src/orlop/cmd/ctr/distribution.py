@@ -8,11 +8,13 @@ import click
 
 from orlop.cmd.cli import App, GoCommand, pass_app
 from orlop.cmd.ctr.images import snapshotter_option
+from orlop.cmd.ctr.moving import Steps, local_option, moved, parse_platforms
 from orlop.cmd.progress import Display
 from orlop.cmd.units import parse_labels
 
 if TYPE_CHECKING:
     from orlop.client.registry import RegistryOptions
+    from orlop.core.transfer.ends import ImageStore, OCIRegistry
 
 
 def registry_flags(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,8 +36,8 @@ def registry_flags(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--tlscacert", default="", help="File with a root certificate."),
             click.option("--tlscert", default="", help="File with a client certificate."),
             click.option("--tlskey", default="", help="File with a client key."),
-            click.option("--http-dump", is_flag=True, hidden=True, help="Of containerd; --debug serves."),
-            click.option("--http-trace", is_flag=True, hidden=True, help="Of containerd; --debug serves."),
+            click.option("--http-dump", is_flag=True, help="Show the transfer service's requests to registries."),
+            click.option("--http-trace", is_flag=True, help="The same."),
             click.option(
                 "--progress",
                 type=click.Choice(["auto", "tty", "plain", "json", "none"]),
@@ -52,9 +54,9 @@ def registry_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 def _registry(flags: dict[str, Any]) -> "RegistryOptions":
     from orlop.client.registry import RegistryOptions
 
-    flags.pop("http_dump")
-    flags.pop("http_trace")
+    dump, trace = flags.pop("http_dump"), flags.pop("http_trace")
     return RegistryOptions(
+        show_traffic=dump or trace,
         plain_http=flags.pop("plain_http"),
         skip_verify=flags.pop("skip_verify"),
         user=flags.pop("user"),
@@ -73,11 +75,13 @@ def _registry(flags: dict[str, Any]) -> "RegistryOptions":
 @click.option("--label", "labels", multiple=True, help="Label for the image.")
 @click.option("--platform", "platform_", multiple=True, help="Pull for this platform.")
 @click.option("--all-platforms", is_flag=True, help="Pull content of all platforms.")
-@click.option("--all-metadata", is_flag=True, help="Pull manifests and configurations of all platforms.")
+@click.option("--all-metadata", is_flag=True, hidden=True, help="Of before 2.0; it is the default now.")
+@click.option("--skip-metadata", is_flag=True, help="No manifests of other platforms: it may then not be pushed.")
 @click.option("--no-unpack", is_flag=True, help="Do not unpack the image.")
-@click.option("--local", is_flag=True, hidden=True, help="Accepted for newer clients' sake: pulling is always local.")
-@click.option("--print-chainid", is_flag=True, help="Print the image's chain id.")
-@click.option("--max-concurrent-downloads", type=int, default=0, help="Blobs at once; 0 is no limit.")
+@click.option("--sync-fs", is_flag=True, help="Accepted for containerd's sake: what is unpacked is synced in any case.")
+@click.option("--print-chainid", is_flag=True, help="Print the image's chain id; implies --local.")
+@click.option("--max-concurrent-downloads", type=int, default=0, help="Blobs at once; implies --local.")
+@local_option
 @registry_flags
 def pull(
     app: App,
@@ -89,54 +93,101 @@ def pull(
     platform_: tuple[str, ...],
     all_platforms: bool,
     all_metadata: bool,
+    skip_metadata: bool,
     no_unpack: bool,
-    local: bool,
+    sync_fs: bool,
     print_chainid: bool,
     max_concurrent_downloads: int,
+    local: bool,
 ) -> None:
     """Pull an image: fetch its content, unpack it, give it its name."""
+    from orlop.base.platforms import Platform
+    from orlop.core.transfer.ends import ImageStore, UnpackConfiguration
+
+    platforms = parse_platforms(platform_, everything=all_platforms)
+    store = ImageStore(
+        name=ref,
+        labels=parse_labels(labels),
+        platforms=platforms,
+        all_metadata=not skip_metadata,
+        unpacks=()
+        if no_unpack
+        else tuple(UnpackConfiguration(platform=one, snapshotter=snapshotter) for one in platforms or (Platform(),)),
+    )
+    local = local or registry.needs_client or print_chainid or max_concurrent_downloads > 0
+    if not local:
+        with Display(progress) as show:
+            local = not moved(app, _end(registry, ref), store, Steps(show, ref))
+    if local:
+        _pull_here(
+            app,
+            registry,
+            progress,
+            store,
+            platform_ or ("",),
+            snapshotter=snapshotter,
+            print_chainid=print_chainid,
+            all_platforms=all_platforms,
+            max_concurrent=max_concurrent_downloads,
+        )
+
+
+def _pull_here(
+    app: App,
+    registry: "RegistryOptions",
+    progress: str,
+    store: "ImageStore",
+    specifiers: tuple[str, ...],
+    *,
+    snapshotter: str,
+    print_chainid: bool,
+    all_platforms: bool,
+    max_concurrent: int,
+) -> None:
     from orlop.client.pull import PullOptions
 
-    for platform in platform_ or ("",):
+    for platform in specifiers:
         options = PullOptions(
             platform=platform,
             all_platforms=all_platforms,
-            all_metadata=all_metadata,
-            labels=parse_labels(labels),
-            max_concurrent=max_concurrent_downloads,
+            all_metadata=store.all_metadata,
+            labels=store.labels,
+            max_concurrent=max_concurrent,
         )
-        with Display(progress, unpacking=False) as show:
-            image = app.client.pull(ref, registry=registry, options=options, unpack=False, progress=show)
-        if not no_unpack:
-            _unpack(image, snapshotter, progress, print_chainid=print_chainid, all_platforms=all_platforms, app=app)
-
-
-def _unpack(image: Any, snapshotter: str, progress: str, *, print_chainid: bool, all_platforms: bool, app: App) -> None:
-    # Any: Image of the blocking client.
-    quiet = progress in ("json", "none")
-    if not quiet:
-        click.echo("unpacking rootfs")
-    wanted = [image]
-    if all_platforms:
-        wanted = [app.client.images.get(image.name, platform=str(one)) for one in image.platforms()]
-    for one in wanted:
-        chain_id = one.unpack(snapshotter=snapshotter)
+        with Display(progress) as show:
+            image = app.client.pull(
+                store.name,
+                registry=registry,
+                options=options,
+                snapshotter=snapshotter,
+                unpack=bool(store.unpacks),
+                progress=show,
+            )
         if print_chainid:
-            click.echo(f"image chain ID: {chain_id}")
-        elif not quiet:
-            click.echo(f"unpacked chain id: {chain_id}")
+            click.echo(f"image chain ID: {image.chain_id()}")
+
+
+def _end(registry: "RegistryOptions", ref: str) -> "OCIRegistry":
+    from orlop.client.transfer import FileSink
+    from orlop.core.transfer.ends import HTTPDebug
+
+    if not registry.show_traffic:
+        return registry.end(ref)
+    return registry.end(ref, http_debug=HTTPDebug.DEBUG, logs=FileSink(sys.stderr.buffer))
 
 
 @click.command(cls=GoCommand)
 @click.argument("ref", metavar="REMOTE")
 @click.argument("source", default="", metavar="[LOCAL]")
 @click.argument("media_type", default="", metavar="[TYPE]")
-@click.option("--manifest", default="", help="Digest of a manifest to push.")
+@click.option("--manifest", default="", help="Digest of a manifest to push; implies --local.")
 @click.option("--manifest-type", default="application/vnd.oci.image.manifest.v1+json", show_default=True)
-@click.option("--platform", default="", help="Push the content of this platform.")
-@click.option("--max-concurrent-uploaded-layers", type=int, default=0, help="Layers at once.")
-@click.option("--allow-non-distributable-blobs", is_flag=True, help="Push layers that are not meant to be.")
-@click.option("--local", is_flag=True, hidden=True, help="Accepted for newer clients' sake: pushing is always local.")
+@click.option("--platform", default="", help="Push the content of this platform; implies --local.")
+@click.option("--max-concurrent-uploaded-layers", type=int, default=0, help="Layers at once; implies --local.")
+@click.option(
+    "--allow-non-distributable-blobs", is_flag=True, help="Push layers that are not meant to be; implies --local."
+)
+@local_option
 @registry_flags
 def push(
     app: App,
@@ -153,21 +204,28 @@ def push(
     local: bool,
 ) -> None:
     """Push an image to a registry; LOCAL is its name here, the same by default, or a manifest's digest."""
+    from orlop.core.transfer.ends import ImageStore
+
     if source.startswith(("sha256:", "sha384:", "sha512:")):
         manifest, source = source, ""
         manifest_type = media_type or manifest_type
+    local = local or registry.needs_client or bool(manifest or platform)
+    local = local or max_concurrent_uploaded_layers > 0 or allow_non_distributable_blobs
     with Display(progress) as show:
-        app.client.push(
-            ref,
-            source or None,
-            registry=registry,
-            manifest=manifest,
-            manifest_type=manifest_type,
-            platform=platform,
-            max_concurrent=max_concurrent_uploaded_layers,
-            nondistributable=allow_non_distributable_blobs,
-            progress=show,
-        )
+        if not local:
+            local = not moved(app, ImageStore(name=source or ref), _end(registry, ref), Steps(show, ref))
+        if local:
+            app.client.push(
+                ref,
+                source or None,
+                registry=registry,
+                manifest=manifest,
+                manifest_type=manifest_type,
+                platform=platform,
+                max_concurrent=max_concurrent_uploaded_layers,
+                nondistributable=allow_non_distributable_blobs,
+                progress=show,
+            )
 
 
 @click.command(cls=GoCommand)
@@ -176,7 +234,8 @@ def push(
 @click.option("--label", "labels", multiple=True, help="Label for the image.")
 @click.option("--platform", default="", help="Fetch for this platform.")
 @click.option("--all-platforms", is_flag=True, help="Fetch content of all platforms.")
-@click.option("--all-metadata", is_flag=True, help="Fetch manifests and configurations of all platforms.")
+@click.option("--all-metadata", is_flag=True, hidden=True, help="Of before 2.0; it is the default now.")
+@click.option("--skip-metadata", is_flag=True, help="Fetch no manifests of other platforms.")
 @click.option("--metadata-only", is_flag=True, help="Fetch no layers.")
 @registry_flags
 def fetch(
@@ -189,6 +248,7 @@ def fetch(
     platform: str,
     all_platforms: bool,
     all_metadata: bool,
+    skip_metadata: bool,
     metadata_only: bool,
 ) -> None:
     """Fetch all content of an image, and name it, without unpacking.
@@ -200,7 +260,7 @@ def fetch(
     options = PullOptions(
         platform=platform,
         all_platforms=all_platforms,
-        all_metadata=all_metadata,
+        all_metadata=not skip_metadata,
         metadata_only=metadata_only,
         labels=parse_labels(labels),
     )

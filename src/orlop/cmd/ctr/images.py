@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orlop.base.errdefs import NotFoundError, OrlopError
+from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError
 from orlop.cmd.cli import App, GoCommand, LazyGroup, fail_each, pass_app
+from orlop.cmd.ctr.moving import Steps, local_option, moved
 from orlop.cmd.tabwriter import TabWriter
 from orlop.cmd.units import binary, parse_labels
 from orlop.cmd.units import labels as label_text
@@ -135,13 +136,32 @@ def prune(app: App, everything: bool) -> None:
 @images.command(cls=GoCommand)
 @click.argument("source")
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
-@click.option("--force", is_flag=True, help="Move a name that exists already.")
+@click.option("--force", is_flag=True, help="With --local: move a name that exists already; else that is always done.")
+@click.option("--skip-reference-check", is_flag=True, help="Take any text for a name.")
+@local_option
 @pass_app
-def tag(app: App, source: str, targets: tuple[str, ...], force: bool) -> None:
+def tag(app: App, source: str, targets: tuple[str, ...], force: bool, skip_reference_check: bool, local: bool) -> None:
     """Give an image more names."""
+    from orlop.core.transfer.ends import ImageStore
+    from orlop.core.transfer.progress import ignore
+
     for target in targets:
-        app.client.images.tag(source, target, replace=force)
+        if not skip_reference_check:
+            _check_reference(target)
+        if local or not moved(app, ImageStore(name=source), ImageStore(name=target), Steps(ignore, target)):
+            app.client.images.tag(source, target, replace=force)
         click.echo(target)
+
+
+def _check_reference(name: str) -> None:
+    from orlop.base.references import Named
+
+    try:
+        Named.parse(name)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(
+            f'error parsing reference: "{name}" is not a valid repository/tag: {error.text}'
+        ) from error
 
 
 @images.command(cls=GoCommand)

@@ -14,14 +14,14 @@ import json
 import os
 import posixpath
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, Any, Final
 
 from orlop.base import references
 from orlop.base.errdefs import AlreadyExistsError, InvalidArgumentError, NotFoundError, OrlopError
 from orlop.base.labels import UNCOMPRESSED
 from orlop.base.platforms import ALL, Matcher
-from orlop.core.images.gc_labels import child_labels
+from orlop.core.images.gc_labels import child_labels, label_of
 from orlop.core.images.handlers import MAX_DEPTH, select
 from orlop.core.transfer import CHUNK_BYTES, Content
 from orlop.core.transfer.naming import NAME_ANNOTATION, REF_ANNOTATION
@@ -63,8 +63,18 @@ async def import_archive(
         return await _Reader(content, thread, source, compress, progress).read()
 
 
-async def keep(content: Content, descriptor: Descriptor, matcher: Matcher = ALL, depth: int = 0) -> None:
+async def keep(
+    content: Content,
+    descriptor: Descriptor,
+    matcher: Matcher = ALL,
+    *,
+    key_of: Callable[[Descriptor], str | None] = label_of,
+    depth: int = 0,
+) -> None:
     """Label what is below a descriptor, so that the collector keeps it; entries of other platforms may be missing.
+
+    Args:
+        key_of: see `gc_labels.child_labels`.
 
     Raises:
         NotFoundError: a blob that is wanted is not in the archive.
@@ -75,7 +85,7 @@ async def keep(content: Content, descriptor: Descriptor, matcher: Matcher = ALL,
         blob = await _wanted(content, descriptor, "index")
         children: Sequence[Descriptor] = decode_index(blob, what=f"index {descriptor.digest}").manifests
         for child in select(children, None if matcher.match_all else matcher):
-            await keep(content, child, matcher, depth + 1)
+            await keep(content, child, matcher, key_of=key_of, depth=depth + 1)
     elif media_types.is_manifest(descriptor.media_type):
         blob = await _wanted(content, descriptor, "manifest")
         manifest = decode_manifest(blob, what=f"manifest {descriptor.digest}")
@@ -86,7 +96,7 @@ async def keep(content: Content, descriptor: Descriptor, matcher: Matcher = ALL,
                 raise NotFoundError(f"archive: blob {one.digest} of manifest {descriptor.digest}")
     else:
         return
-    if labels := child_labels(children):
+    if labels := child_labels(children, key_of):
         await content.label(descriptor.digest, labels)
 
 

@@ -60,7 +60,7 @@ class Config:
     max_concurrent_uploaded_layers: int = 3
     check_platform_supported: bool = False
     unpack_config: list[dict[str, Any]] = field(default_factory=list)  # Any: a table as it stands in the file
-    config_path: str = ""
+    config_path: str = "/etc/containerd/certs.d:/etc/docker/certs.d"
 
     def supported(self, snapshotters: Sequence[str]) -> list[Unpack]:
         """What may be asked for. Raises InvalidArgumentError, NotFoundError for a table that is wrong."""
