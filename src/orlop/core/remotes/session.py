@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
 from orlop.base.errdefs import FailedPreconditionError, InvalidArgumentError, UnavailableError
-from orlop.core.remotes.answers import shown_url
+from orlop.core.remotes.answers import cleaned, shown_url
 from orlop.core.remotes.hosts import Host, Tls, web_address
 from orlop.version import __version__
 
@@ -297,7 +297,7 @@ def describe(error: BaseException) -> str:
         return "connection cut"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return cleaned(str(error).partition("\n")[0]) or type(error).__name__  # it may quote what the server sent
 
 
 def _proxy_for(host: Host, url: str) -> str | None:

@@ -32,6 +32,8 @@ SUPERVISOR: Final = "containerd-shim-orlop-v1"
 SUPERVISOR_NAMES: Final = frozenset({"io.containerd.runc.v2", "io.containerd.orlop.v1"})
 START_TIMEOUT_S: Final = 30.0
 DELETE_TIMEOUT_S: Final = 30.0
+MAX_OUTPUT: Final = 1 << 20
+"""Bytes that a shim's program may print on either of its outputs."""
 # The newest shim protocol that we speak; a shim that knows this variable answers with JSON.
 MAX_SHIM_VERSION: Final = 3
 _UNRESOLVED: Final = "failed to start shim: failed to resolve runtime path"
@@ -105,7 +107,8 @@ async def start(binary: ShimBinary, host: ShimHost, bundle: Bundle, options: byt
         options: serialised Any of the runtime's options, for the shim's standard input.
 
     Raises:
-        InternalError: the program cannot be run or failed; its output is quoted.
+        UnknownError: the program cannot be run; the class is containerd's.
+        InternalError: it failed, or is no shim; its output is quoted.
         DeadlineExceededError: it took longer than START_TIMEOUT_S.
     """
     arguments = ["-namespace", bundle.namespace, "-address", host.address, "-publish-binary", host.publish_binary]
@@ -167,12 +170,14 @@ async def _run(
             start_new_session=True,
         )
     except OSError as error:
-        raise InternalError(f"{what}: {error}") from error
+        raise UnknownError(f"{what}: {error.strerror}") from error
     try:
         async with asyncio.timeout(timeout_s):
-            output, errors = await process.communicate(stdin)
+            output, errors = await _exchange(process, stdin)
     except TimeoutError as error:
         raise DeadlineExceededError(f"{what}: no answer within {timeout_s:g} s") from error
+    except _TooMuch as error:
+        raise InternalError(f"{what}: it prints more than {MAX_OUTPUT} bytes") from error
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -182,3 +187,30 @@ async def _run(
         words = (errors + output).decode(errors="replace").strip()[-2000:]
         raise InternalError(f"{what}: exit status {process.returncode}: {words or 'no output'}")
     return output
+
+
+class _TooMuch(Exception):
+    """A program that is no shim prints and prints."""
+
+
+async def _exchange(process: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
+    """As `communicate`, but what a program says is bounded."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it need not read
+        process.stdin.write(stdin)
+        await process.stdin.drain()
+    process.stdin.close()
+    output, errors = await asyncio.gather(_bounded(process.stdout), _bounded(process.stderr))
+    await process.wait()
+    return output, errors
+
+
+async def _bounded(stream: asyncio.StreamReader) -> bytes:
+    found = bytearray()
+    while piece := await stream.read(1 << 16):
+        found += piece
+        if len(found) > MAX_OUTPUT:
+            raise _TooMuch
+    return bytes(found)

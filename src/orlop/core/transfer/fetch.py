@@ -31,7 +31,7 @@ from orlop.core.remotes import Fetcher, ref_key
 from orlop.core.transfer import Content, Ingest
 from orlop.core.transfer.progress import Callback, Progress, Status
 from orlop.oci import media_types
-from orlop.oci.image import Descriptor, decode_index, decode_manifest
+from orlop.oci.image import MAX_MANIFEST_SIZE, Descriptor, decode_index, decode_manifest
 
 # Pieces from the network are joined to messages of about this size.
 _JOIN_BYTES: Final = 512 << 10
@@ -136,6 +136,7 @@ class Fetching:
                 self._here.add(descriptor.digest)
 
     async def _bring(self, descriptor: Descriptor) -> None:
+        _refuse_absurd(descriptor)
         self._tell(descriptor, Status.WAITING)
         try:
             fetched = await self._ingest(ref_key(descriptor), descriptor)
@@ -248,3 +249,13 @@ def _source_of(name: str) -> tuple[str, str] | None:
     key, repository = source_label(name)
     # A label may have 4096 bytes in all; an absurd repository name is not worth failing a pull.
     return (key, repository) if len(key) + len(repository) < 4096 and key.startswith(DISTRIBUTION_SOURCE) else None
+
+
+def _refuse_absurd(descriptor: Descriptor) -> None:
+    """Refuse a document that is too large to be read whole, before any of it is fetched."""
+    kind = descriptor.media_type
+    read_whole = media_types.is_manifest(kind) or media_types.is_index(kind) or media_types.is_known_config(kind)
+    if read_whole and descriptor.size > MAX_MANIFEST_SIZE:
+        raise InvalidArgumentError(
+            f"fetch {descriptor.digest}: {kind} of {descriptor.size} bytes, more than the allowed {MAX_MANIFEST_SIZE}"
+        )

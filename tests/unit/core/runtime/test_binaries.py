@@ -74,8 +74,14 @@ def test_a_shim_that_fails_is_quoted(program, bundle):
         asyncio.run(binaries.start(binary, HOST, bundle, b""))
     with pytest.raises(InternalError, match="no address"):
         asyncio.run(binaries.start(program("echo hello"), HOST, bundle, b""))
-    with pytest.raises(InternalError, match="No such file"):
+    with pytest.raises(UnknownError, match="No such file"):
         asyncio.run(binaries.start(ShimBinary(path=bundle.path / "none"), HOST, bundle, b""))
+
+
+def test_a_program_that_prints_without_end_is_ended(program, bundle):
+    for script in ("exec yes", "exec yes >&2"):
+        with pytest.raises(InternalError, match="prints more than"):
+            asyncio.run(binaries.start(program(script), HOST, bundle, b"x" * 100_000))
 
 
 def test_a_shim_that_hangs_is_ended(program, bundle, monkeypatch):

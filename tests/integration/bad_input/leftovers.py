@@ -1,0 +1,65 @@
+"""What a daemon has: rows, files, mounts, processes, cgroups; so that a test can say that a failure added nothing."""
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+from tools import residue
+from tools.daemons import Engine
+
+# Supervisors stay for the next container of their namespace, and the zygote for the next layer.
+LASTING = ("orlop.cmd.shim ", "orlop.core.diff.zygote", "orlopd ")
+# Written all the time, and owned by nobody's request.
+RESTLESS = ("meta.db", "meta.db-wal", "meta.db-shm", "orlopd.log", "lock")
+
+
+class Ledger:
+    """Takes stock of one daemon on being made; `check` compares with now."""
+
+    def __init__(self, daemon: Engine) -> None:
+        self._daemon = daemon
+        deadline = time.monotonic() + 10
+        while rows(daemon.root)["trash"] and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self._before = self._stock()
+
+    def check(self, timeout_s: float = 10) -> None:
+        """Fail unless everything is as it was, once what is about to end has ended: trash, processes, the kernel."""
+        deadline = time.monotonic() + timeout_s
+        while (now := self._stock()) != self._before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        left = [f"{kind}: {one}" for kind in now for one in sorted(now[kind] ^ self._before[kind])]
+        assert not left, "left behind or taken away:\n" + "\n".join(left)
+
+    def _stock(self) -> dict[str, frozenset[str]]:
+        daemon = self._daemon
+        found = residue.find(daemon.directory)
+        return {
+            "rows": frozenset(f"{count} of {table}" for table, count in rows(daemon.root).items()),
+            "files": files(daemon.root) | files(daemon.state),
+            "mounts": frozenset(found.mounts),
+            "processes": frozenset(
+                line for line in found.processes.values() if not any(word in line for word in LASTING)
+            ),
+            "cgroups": frozenset(path for path in residue.cgroups() if "/bad-input/" in path),
+        }
+
+
+def rows(root: Path) -> dict[str, int]:
+    """How many rows each table of the daemon's metadata has."""
+    database = sqlite3.connect(f"file:{root}/meta.db?mode=ro", uri=True)
+    try:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: database.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in sorted(tables)}
+    finally:
+        database.close()
+
+
+def files(directory: Path) -> frozenset[str]:
+    """Everything below a directory, mounts not entered."""
+    found = set()
+    for parent, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if not os.path.ismount(os.path.join(parent, name))]
+        found |= {os.path.join(parent, name) for name in (*folders, *names) if name not in RESTLESS}
+    return frozenset(found)
