@@ -1,11 +1,12 @@
-"""Go's regular expressions, matched in time linear in the text.
+"""Go's regular expressions, matched in time linear in the text and in bounded memory.
 
 Filters take regular expressions from clients, in Go's syntax. Python's `re` has another syntax, and a few characters of
 it can keep a process busy for years; a daemon must not run such a thing. So the expression becomes a nondeterministic
-automaton of bounded size, and the text moves through sets of its states, which are remembered.
+automaton of bounded size, and the text moves through sets of its states. A set is a number with a bit per state, and
+what follows eight of them is remembered: a step costs a look-up for each eight states, whatever the text.
 
-Not known here, and so an error: scripts as Unicode classes (`\\p{Greek}`), and expressions whose automaton has more
-than 1,000 states or that nest deeper than 100; Go's bounds are wider.
+Not known here, and so an error: scripts as Unicode classes (`\\p{Greek}`), expressions of more than 8,192 characters,
+and those whose automaton has more than 1,000 states or that nest deeper than 100; Go's bounds are wider.
 
 Source: github.com/google/re2/wiki/Syntax; Go's regexp/syntax, whose flags are Perl's.
 """
@@ -26,11 +27,13 @@ from orlop.base.regexp_syntax import (
     parse,
 )
 
-__all__ = ["MAX_STATES", "Regexp", "RegexpError", "compile_regexp"]
+__all__ = ["MAX_LENGTH", "MAX_STATES", "Regexp", "RegexpError", "compile_regexp"]
 
 MAX_STATES: Final = 1000
+MAX_LENGTH: Final = 8192
 
-_MAX_REMEMBERED: Final = 4096
+_MAX_REMEMBERED: Final = 1024
+_NOWHERE: Final = Where(0)
 
 
 class Regexp:
@@ -38,55 +41,71 @@ class Regexp:
 
     def __init__(self, program: "_Program") -> None:
         self._program = program
-        self._closures: dict[tuple[frozenset[int], int], tuple[frozenset[int], bool]] = {}
-        self._steps: dict[tuple[frozenset[int], str], frozenset[int]] = {}
+        self._readers: dict[str, int] = {}
+        self._moves: dict[int, _Moves] = {}
 
     def search(self, text: str) -> bool:
         """Whether some part of `text` matches."""
-        kernel: frozenset[int] = frozenset()
-        for position in range(len(text) + 1):
-            where = self._where(text, position) if self._program.looks_around else Where(0)
-            states, matched = self._closure(kernel, where)
-            if matched:
+        looks_around = self._program.looks_around
+        moves = self._moves_at(_where(text, 0) if looks_around else _NOWHERE)
+        states = moves.begin
+        for position, character in enumerate(text):
+            if states & _MATCHED_BIT:
                 return True
-            if position < len(text):
-                kernel = self._step(states, text[position])
-        return False
+            if looks_around:
+                moves = self._moves_at(_where(text, position + 1))
+            states = moves.step(states & self._readers_of(character))
+        return bool(states & _MATCHED_BIT)
 
-    def _where(self, text: str, position: int) -> "Where":
-        before = text[position - 1] if position > 0 else ""
-        after = text[position] if position < len(text) else ""
-        where = Where(0)
-        if not before:
-            where |= Where.TEXT_BEGIN | Where.LINE_BEGIN
-        if not after:
-            where |= Where.TEXT_END | Where.LINE_END
-        if before == "\n":
-            where |= Where.LINE_BEGIN
-        if after == "\n":
-            where |= Where.LINE_END
-        is_boundary = is_word(before) != is_word(after)
-        return where | (Where.WORD_BOUNDARY if is_boundary else Where.NO_WORD_BOUNDARY)
-
-    def _closure(self, kernel: frozenset[int], where: "Where") -> tuple[frozenset[int], bool]:
-        """The states reached from `kernel`, or by beginning here, without reading; and whether that is a match."""
-        key = (kernel, int(where))
-        found = self._closures.get(key)
+    def _readers_of(self, character: str) -> int:
+        """The states that read a character."""
+        found = self._readers.get(character)
         if found is None:
-            found = self._program.closure(kernel, where)
-            if len(self._closures) >= _MAX_REMEMBERED:
-                self._closures.clear()
-            self._closures[key] = found
+            if len(self._readers) >= _MAX_REMEMBERED:
+                self._readers.clear()
+            found = self._readers[character] = self._program.readers(character)
         return found
 
-    def _step(self, states: frozenset[int], character: str) -> frozenset[int]:
-        key = (states, character)
-        found = self._steps.get(key)
+    def _moves_at(self, where: Where) -> "_Moves":
+        found = self._moves.get(where)
         if found is None:
-            found = self._program.step(states, character)
-            if len(self._steps) >= _MAX_REMEMBERED:
-                self._steps.clear()
-            self._steps[key] = found
+            found = self._moves[where] = _Moves(self._program, where)
+        return found
+
+
+class _Moves:
+    """What follows sets of states, at places of one kind.
+
+    Attributes:
+        begin: the states of a match that begins here.
+    """
+
+    __slots__ = ("_after", "_known", "begin")
+
+    def __init__(self, program: "_Program", where: Where) -> None:
+        closures = program.closures(where)
+        self.begin = closures[program.start]
+        self._after = program.followings(closures)
+        # For each eight states and what is set among them: what follows any of those.
+        self._known: list[dict[int, int]] = [{0: 0} for _ in range(-(-len(closures) // 8))]
+
+    def step(self, states: int) -> int:
+        """What follows any of `states`, and what may begin here."""
+        found = self.begin
+        known = self._known
+        for place, eight in enumerate(states.to_bytes(len(known), "little")):
+            following = known[place].get(eight)
+            if following is None:
+                following = known[place][eight] = self._learn(8 * place, eight)
+            found |= following
+        return found
+
+    def _learn(self, place: int, eight: int) -> int:
+        found = 0
+        while eight:
+            lowest = eight & -eight
+            found |= self._after[place + lowest.bit_length() - 1]
+            eight ^= lowest
         return found
 
 
@@ -96,6 +115,8 @@ def compile_regexp(pattern: str) -> Regexp:
     Raises:
         RegexpError: with what is wrong, as far as Go says it.
     """
+    if len(pattern) > MAX_LENGTH:
+        raise RegexpError("expression too large")
     tree = parse(pattern)
     program = _Program()
     program.start = program.add(tree, program.new(_Matched()))
@@ -125,6 +146,7 @@ class _Split:
 
 
 _State = _Matched | _Read | _Check | _Split
+_MATCHED_BIT: Final = 1  # the state that every program has first
 
 
 class _Program:
@@ -134,12 +156,16 @@ class _Program:
         self.start = 0
         self.looks_around = False
         self._states: list[_State] = []
+        self._reading: dict[Characters, int] = {}
 
     def new(self, state: _State) -> int:
         if len(self._states) >= MAX_STATES:
             raise RegexpError("expression too large")
         self._states.append(state)
-        return len(self._states) - 1
+        number = len(self._states) - 1
+        if isinstance(state, _Read):
+            self._reading[state.characters] = self._reading.get(state.characters, 0) | 1 << number
+        return number
 
     def add(self, node: Node, following: int) -> int:
         """Add the states of `node`; returns where they begin."""
@@ -172,32 +198,53 @@ class _Program:
             following = self.add(node.part, following)
         return following
 
-    def closure(self, kernel: frozenset[int], where: Where) -> tuple[frozenset[int], bool]:
-        seen: set[int] = set()
-        reading: set[int] = set()
-        waiting = [*kernel, self.start]
-        while waiting:
-            number = waiting.pop()
-            if number in seen:
-                continue
-            seen.add(number)
-            state = self._states[number]
-            match state:
-                case _Matched():
-                    return frozenset(), True
-                case _Read():
-                    reading.add(number)
-                case _Check():
-                    if state.where & where:
-                        waiting.append(state.following)
-                case _Split():
-                    waiting.extend(state.following)
-        return frozenset(reading), False
+    def readers(self, character: str) -> int:
+        """The states that read `character`, as bits."""
+        found = 0
+        for characters, states in self._reading.items():
+            if character in characters:
+                found |= states
+        return found
 
-    def step(self, states: frozenset[int], character: str) -> frozenset[int]:
-        following = set()
-        for number in states:
-            state = self._states[number]
-            if isinstance(state, _Read) and character in state.characters:
-                following.add(state.following)
-        return frozenset(following)
+    def closures(self, where: Where) -> list[int]:
+        """For each state, the reading and matching states that are reached from it without reading.
+
+        What follows a state has mostly a lower number, so one round settles all but loops of loops.
+        """
+        found = [1 << number if isinstance(state, _Read | _Matched) else 0 for number, state in enumerate(self._states)]
+        passing = [
+            (number, state.following if isinstance(state, _Split) else (state.following,))
+            for number, state in enumerate(self._states)
+            if isinstance(state, _Split) or (isinstance(state, _Check) and state.where & where)
+        ]
+        changed = True
+        while changed:
+            changed = False
+            for number, following in passing:
+                reached = found[number]
+                for one in following:
+                    reached |= found[one]
+                if reached != found[number]:
+                    found[number] = reached
+                    changed = True
+        return found
+
+    def followings(self, closures: list[int]) -> list[int]:
+        """For each state that reads, what is reached when it has."""
+        return [closures[state.following] if isinstance(state, _Read) else 0 for state in self._states]
+
+
+def _where(text: str, position: int) -> Where:
+    before = text[position - 1] if position > 0 else ""
+    after = text[position] if position < len(text) else ""
+    where = Where(0)
+    if not before:
+        where |= Where.TEXT_BEGIN | Where.LINE_BEGIN
+    if not after:
+        where |= Where.TEXT_END | Where.LINE_END
+    if before == "\n":
+        where |= Where.LINE_BEGIN
+    if after == "\n":
+        where |= Where.LINE_END
+    is_boundary = is_word(before) != is_word(after)
+    return where | (Where.WORD_BOUNDARY if is_boundary else Where.NO_WORD_BOUNDARY)

@@ -442,7 +442,7 @@ def decode_part(data: bytes, kind: type[S], *, what: str) -> S:
         raise InvalidArgumentError(f"{what}: {len(data)} bytes, more than the allowed {MAX_SPEC_SIZE}")
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(f"{what}: {error}") from error
 
 

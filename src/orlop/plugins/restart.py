@@ -10,7 +10,6 @@ Source: plugins/restart of containerd.
 import asyncio
 import contextlib
 import inspect
-import json
 import logging
 import signal
 import time
@@ -20,15 +19,15 @@ from typing import Any, Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from orlop.api.events import task_pb2 as task_events
 from orlop.api.services.containers.v1 import containers_pb2
 from orlop.api.services.snapshots.v1 import snapshots_pb2
 from orlop.api.services.tasks.v1 import tasks_pb2
 from orlop.api.types.task import task_pb2
-from orlop.base import durations
-from orlop.base.errdefs import NotFoundError, OrlopError
+from orlop.base import durations, json_text
+from orlop.base.errdefs import NotFoundError
 from orlop.base.rpc import NAMESPACE_HEADER, Call, Peer, Service
 from orlop.core.containers import Container
 from orlop.core.events import Exchange, Subscription
@@ -88,7 +87,10 @@ class Monitor:
 
     async def _watch(self, exits: Subscription, group: asyncio.TaskGroup) -> None:
         async for envelope in exits:
-            event = task_events.TaskExit.FromString(envelope.event.value)
+            try:
+                event = task_events.TaskExit.FromString(envelope.event.value)
+            except DecodeError:
+                continue  # anybody may publish
             key = (envelope.namespace, event.container_id)
             ran_s = time.monotonic() - self._started.get(key, -self.interval_s)
             if event.id == event.container_id and ran_s >= self.interval_s and self._has_wish(*key):
@@ -112,7 +114,7 @@ class Monitor:
             await self._make_true(namespace, self._containers.get(namespace, container_id))
         except NotFoundError:
             pass  # deleted meanwhile
-        except (OrlopError, OSError, ValueError) as error:
+        except Exception as error:  # whatever is in one container's spec must not end the watch over all others
             fields = {"namespace": namespace, "id": container_id, "error": str(error)}
             log.error("restart monitor: container is left as it is", extra=fields)
         finally:
@@ -190,7 +192,7 @@ class Monitor:
 
 
 def _has_terminal(container: Container) -> bool:
-    spec = json.loads(AnyMessage.FromString(container.spec or b"").value or b"{}")
+    spec = json_text.loads(AnyMessage.FromString(container.spec or b"").value or b"{}")
     return bool((spec.get("process") or {}).get("terminal"))
 
 

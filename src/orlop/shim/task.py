@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 
 from orlop.api.events import task_pb2 as events_pb2
 from orlop.api.types.runc.options import oci_pb2
+from orlop.base import json_text
 from orlop.base.errdefs import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -362,7 +363,7 @@ class Task:
         async with self._lock:
             self._require_init({CREATED, RUNNING, PAUSED}, "update", {STOPPED: "a stopped container"})
             try:
-                json.loads(resources)
+                json_text.loads(resources)
             except ValueError as error:
                 raise InvalidArgumentError(f'resources for container "{self.container}": {error}') from error
             path = f"{self.bundle}/{records.DIRECTORY}/resources.json"
@@ -520,7 +521,7 @@ def _shares_pids(bundle: str) -> bool:
     path = f"{bundle}/config.json"
     try:
         with open(path, "rb") as file:
-            spec: dict[str, Any] = json.load(file)
+            spec: dict[str, Any] = json_text.loads(file.read())
         namespaces = (spec.get("linux") or {}).get("namespaces") or ()
         return not any(one.get("type") == "pid" and not one.get("path") for one in namespaces)
     except (OSError, ValueError, AttributeError) as error:
@@ -529,7 +530,7 @@ def _shares_pids(bundle: str) -> bool:
 
 def _process_document(exec_id: str, paths: Paths, spec: bytes) -> bytes:
     try:
-        document = json.loads(spec)
+        document = json_text.loads(spec)
         document["terminal"] = paths.terminal
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"process spec of exec {exec_id}: {error}") from error

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from orlop.base import json_text
 from orlop.base.errdefs import DataLossError, InvalidArgumentError
 from orlop.base.labels import GC_REF_CONTENT, UNCOMPRESSED
 from orlop.core.diff.stream import CHUNK, Compression, decompressor, detect
@@ -228,7 +229,7 @@ def document_labels(old: Mapping[str, str], children: Sequence[Descriptor]) -> d
 def read_document(blob: bytes, what: str) -> dict[str, Any]:
     """A manifest or index as plain JSON. Raises InvalidArgumentError."""
     try:
-        document = json.loads(blob)
+        document = json_text.loads(blob)
     except ValueError as error:
         raise InvalidArgumentError(f"{what} is no JSON: {error}") from error
     if not isinstance(document, dict):

@@ -121,7 +121,7 @@ def quoted_reason(body: bytes) -> str:
         return ""
     try:
         parsed = msgspec.json.decode(body, type=_Body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return _plain_reason(body)
     told = [_one_error(error) for error in (parsed.errors or [])[:_MAX_ERRORS]]
     if told:
@@ -141,7 +141,7 @@ def _one_error(error: _Error) -> str:
 def _text(raw: msgspec.Raw) -> str:
     try:
         return msgspec.json.decode(raw, type=str)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
 
 

@@ -221,7 +221,7 @@ class Authorizer:
             raise FailedPreconditionError(f"{errand.at(server.address)}: more than {MAX_TOKEN_ANSWER} bytes of token")
         try:
             answer = msgspec.json.decode(body, type=_TokenAnswer)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             raise FailedPreconditionError(f"{errand.at(server.address)}: the answer is no token") from None
         value = answer.access_token or answer.token
         if not value or not value.isprintable():

@@ -143,7 +143,7 @@ class AuthFile:
             raise InvalidArgumentError(f"credentials {self._path}: larger than {MAX_FILE_SIZE} bytes")
         try:
             return msgspec.json.decode(data, type=_File)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             # The error shows a path and types, never values; it is the only thing told of this file's content.
             raise InvalidArgumentError(f"credentials {self._path}: {error}") from None
 
@@ -218,7 +218,7 @@ class _HelperAnswer(msgspec.Struct):
 def _parse_helper_answer(out: bytes, program: str, server: str) -> Credentials | None:
     try:
         answer = msgspec.json.decode(out, type=_HelperAnswer)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise UnauthenticatedError(f"credential helper {program} for {server}: the answer is no JSON") from None
     if not answer.Secret:
         return None

@@ -176,41 +176,48 @@ async def _run(
             output, errors = await _exchange(process, stdin)
     except TimeoutError as error:
         raise DeadlineExceededError(f"{what}: no answer within {timeout_s:g} s") from error
-    except _TooMuch as error:
-        raise InternalError(f"{what}: it prints more than {MAX_OUTPUT} bytes") from error
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            await _end(process)
+    if max(len(output), len(errors)) > MAX_OUTPUT:
+        raise InternalError(f"{what}: it prints more than {MAX_OUTPUT} bytes")
     if process.returncode != 0:
         words = (errors + output).decode(errors="replace").strip()[-2000:]
         raise InternalError(f"{what}: exit status {process.returncode}: {words or 'no output'}")
     return output
 
 
-class _TooMuch(Exception):
-    """A program that is no shim prints and prints."""
-
-
 async def _exchange(process: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
-    """As `communicate`, but what a program says is bounded."""
+    """As `communicate`, but a program that prints and prints is killed; of what it says a little more than allowed."""
     assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it need not read
         process.stdin.write(stdin)
         await process.stdin.drain()
     process.stdin.close()
-    output, errors = await asyncio.gather(_bounded(process.stdout), _bounded(process.stderr))
+    output, errors = await asyncio.gather(_bounded(process, process.stdout), _bounded(process, process.stderr))
     await process.wait()
     return output, errors
 
 
-async def _bounded(stream: asyncio.StreamReader) -> bytes:
+async def _bounded(process: asyncio.subprocess.Process, stream: asyncio.StreamReader | None) -> bytes:
+    assert stream is not None
     found = bytearray()
     while piece := await stream.read(1 << 16):
-        found += piece
         if len(found) > MAX_OUTPUT:
-            raise _TooMuch
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            continue
+        found += piece
     return bytes(found)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left, and read what it has said, or its pipes would stay open."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    with contextlib.suppress(TimeoutError):  # a grandchild may hold them
+        async with asyncio.timeout(1):
+            for stream in (process.stdout, process.stderr):
+                while stream is not None and await stream.read(1 << 16):
+                    pass
+    await process.wait()

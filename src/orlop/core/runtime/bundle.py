@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from orlop.base import identifiers
+from orlop.base import identifiers, json_text
 from orlop.base.errdefs import InternalError, InvalidArgumentError, ResourceExhaustedError
 from orlop.core.mount.perform import unmount_all
 
@@ -205,7 +205,7 @@ def _remove(path: Path) -> None:
 def _open_to_mapped_root(path: Path, spec: bytes, task_id: str) -> None:
     """Let the group of a remapped root enter the bundle. Source: prepareBundleDirectoryPermissions in containerd."""
     try:
-        table = json.loads(spec)
+        table = json_text.loads(spec)
         mappings = (table.get("linux") or {}).get("gidMappings") or []
         gid = next((int(m["hostID"]) for m in mappings if int(m["containerID"]) == 0), 0)
     except (ValueError, AttributeError, KeyError, TypeError) as error:

@@ -10,14 +10,13 @@ Source: ImportIndex in containerd's core/images/archive.
 import contextlib
 import hashlib
 import io
-import json
 import os
 import posixpath
 import tarfile
 from collections.abc import Callable, Sequence
 from typing import IO, Any, Final
 
-from orlop.base import references
+from orlop.base import json_text, references
 from orlop.base.errdefs import AlreadyExistsError, InvalidArgumentError, NotFoundError, OrlopError
 from orlop.base.labels import UNCOMPRESSED
 from orlop.base.platforms import ALL, Matcher
@@ -150,7 +149,7 @@ class _Reader:
             if member.size > MAX_MANIFEST_SIZE:
                 raise InvalidArgumentError(f"archive: {name} has {member.size} bytes")
             try:
-                value = json.loads(await self._thread.run(_read, file, member.size))
+                value = json_text.loads(await self._thread.run(_read, file, member.size))
             except ValueError as error:
                 raise InvalidArgumentError(f"archive: {name} is no JSON: {error}") from error
             if name == "oci-layout":

@@ -7,10 +7,12 @@ Source: plugins/services/diff/local.go of containerd: differs are asked in their
 from collections.abc import Sequence
 from typing import Any, Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from orlop.api.services.diff.v1 import diff_pb2
 from orlop.api.types import descriptor_pb2
 from orlop.base import namespaces
-from orlop.base.errdefs import UnimplementedError, UnknownError
+from orlop.base.errdefs import InvalidArgumentError, UnimplementedError, UnknownError
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.diff import Differ, LayerBlob
 from orlop.core.kinds import DIFFER, GRPC
@@ -51,7 +53,7 @@ class Diff:
 
     async def diff(self, call: Call, request: diff_pb2.DiffRequest) -> diff_pb2.DiffResponse:
         namespace = namespaces.validate(call.namespace)
-        epoch = request.source_date_epoch.ToNanoseconds() if request.HasField("source_date_epoch") else None
+        epoch = _nanoseconds(request.source_date_epoch) if request.HasField("source_date_epoch") else None
         refusal = _nobody()
         for differ in self._differs:
             try:
@@ -73,6 +75,13 @@ class Diff:
             )
             return diff_pb2.DiffResponse(diff=descriptor)
         raise refusal
+
+
+def _nanoseconds(stamp: Timestamp) -> int:
+    try:
+        return stamp.ToNanoseconds()
+    except ValueError as error:
+        raise InvalidArgumentError(f"source date epoch: {error}") from None
 
 
 def _nobody() -> UnimplementedError:
