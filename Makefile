@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_SECONDS ?= 300
 
 .DEFAULT_GOAL := help
 .PHONY: help setup system peers demo test check check-format check-lint check-types check-imports check-protos \
-	test-trixie interop-trixie bench protos lock format
+	test-trixie interop-trixie bench fuzz protos lock format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +59,9 @@ check-imports:
 
 check-protos:
 	@$(BIN)/python tools/protos.py --check
+
+fuzz: setup ## bad input for FUZZ_SECONDS (300): parsers and a daemon; guided by coverage where atheris is installed
+	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
 
 bench: setup ## orlopd beside containerd on this machine, alternating; medians and ratios (ONLY=start,memory picks)
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(BENCH_ARGS)

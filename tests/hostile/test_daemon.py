@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import grpc
 import pytest
@@ -201,3 +202,44 @@ def test_the_corpus_is_large_and_distinct() -> None:
     for method in doors.methods():
         marks |= {method.full_name.encode() + request for request in doors.requests(method, MESSAGES_EACH)}
     assert len(marks) + test_registries.COUNT >= 5000
+
+
+def test_sessions_of_content_writing(daemon: Orlopd) -> None:
+    """Any order of any messages: each is answered or refused, and never by an error that nobody meant."""
+    from orlop.api.services.content.v1 import content_pb2 as pb
+
+    name = "/containerd.services.content.v1.Content/Write"
+    codes = set()
+    with grpc.insecure_channel(f"unix:{daemon.address}") as channel:
+        write: Any = channel.stream_stream(
+            name, pb.WriteContentRequest.SerializeToString, pb.WriteContentResponse.FromString
+        )
+        for seed in range(200):
+            rng = Random(f"write {seed}")
+            messages = [write_request(rng) for _ in range(rng.randrange(1, 6))]
+            try:
+                for _ in write(iter(messages), metadata=list(doors.METADATA.items()), timeout=10):
+                    pass
+            except grpc.RpcError as error:
+                codes.add(error.code())
+        with orlop.Client(str(daemon.address), "hostile", timeout_s=30) as client:
+            for status in client.content.ingests():
+                client.content.abort(status.ref)
+            assert client.content.ingests() == []
+    assert not codes & {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert len(codes) > 2
+
+
+def write_request(rng: Random) -> Any:
+    from orlop.api.services.content.v1 import content_pb2 as pb
+
+    data = rng.choice([b"", b"x", b"hello", bytes(100_000)])
+    return pb.WriteContentRequest(
+        action=rng.choice([pb.STAT, pb.WRITE, pb.WRITE, pb.COMMIT]),
+        ref=rng.choice(["", "a", "a", "b", "../x", "r" * 5000, "n\0"]),
+        total=rng.choice([0, 0, 5, -1, 1 << 62, 100_000]),
+        expected=rng.choice(["", "", str(Digest.of(b"hello")), "sha256:x", "../../x", "sha512:" + "0" * 128]),
+        offset=rng.choice([0, 0, 1, 5, -1, 1 << 62]),
+        data=data,
+        labels={"k": "v" * rng.choice([1, 5000])} if rng.random() < 0.2 else {},
+    )
