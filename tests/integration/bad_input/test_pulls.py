@@ -208,7 +208,7 @@ def test_a_layer_of_an_unknown_type(client, daemon):
         image_of(registry, LAYER, layer_type="application/vnd.oci.image.layer.v1.tar+nonsense")
         return NAME
 
-    with refuses(errdefs.UnimplementedError, "nonsense"):
+    with refuses(errdefs.UnknownError, "nonsense"):
         pull(daemon, scenario)
 
 
