@@ -9,24 +9,30 @@
         shim-binary-path              which shim serves this bundle
         log                           FIFO for the shim's log, foreign shims only
 
-`<state>/.<id>` is a bundle that is being deleted. Whatever the shim keeps beside these is the shim's own.
+`.<id>.<number>` beside bundles and work directories is one that is being deleted. Whatever the shim keeps beside these
+is the shim's own.
 """
 
 import contextlib
+import itertools
 import json
+import logging
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from orlop.base import identifiers, json_text
 from orlop.base.errdefs import InternalError, InvalidArgumentError, ResourceExhaustedError
+from orlop.core import trees
 from orlop.core.mount.perform import unmount_all
+
+log: Final = logging.getLogger(__name__)
 
 SPEC_TYPE_PREFIX: Final = "types.containerd.io/opencontainers/runtime-spec/"
 _FULL: Final = frozenset({28, 122})  # ENOSPC, EDQUOT
+_serial: Final = itertools.count()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +115,21 @@ class Bundle:
         """Whether something is mounted at `rootfs`."""
         return self.rootfs.is_mount()
 
+    def hide(self) -> list[Path]:
+        """Rename the bundle and its work directory out of sight: quick, and as good as gone. For `remove_hidden`.
+
+        Raises:
+            InternalError: a directory cannot be renamed; names the path.
+        """
+        hidden = []
+        try:
+            with contextlib.suppress(OSError):
+                hidden += _hide(Path(os.readlink(self.work)))
+            hidden += _hide(self.path)
+        except OSError as error:
+            raise InternalError(f'task "{self.id}": delete bundle {self.path}: {error}') from error
+        return hidden
+
     def delete(self) -> None:
         """Unmount what is below, then remove the bundle and its work directory; what is not there is fine.
 
@@ -175,12 +196,14 @@ class Bundles:
 
     def __iter__(self) -> Iterator[Bundle]:
         """Every bundle on disk; hidden names are deletions that were cut short and are removed on the way."""
+        for namespace in _directories(self.root):
+            remove_hidden(path for path in _directories(namespace) if path.name.startswith("."))
         for namespace in _directories(self.state):
             for path in _directories(namespace):
                 if path.name.startswith("."):
                     with contextlib.suppress(OSError):  # tried again at the next start
                         unmount_all(os.fspath(path / "rootfs"))
-                        shutil.rmtree(path)
+                        trees.remove(path)
                     continue
                 yield Bundle(namespace=namespace.name, id=path.name, path=path)
 
@@ -192,14 +215,34 @@ def _directories(path: Path) -> list[Path]:
         return []
 
 
+def remove_hidden(hidden: Iterable[Path]) -> None:
+    """Remove what `Bundle.hide` has renamed; what cannot be is logged, and tried again at the next start."""
+    for path in hidden:
+        try:
+            trees.remove(path)
+        except OSError as error:
+            log.warning("hidden bundle is left", extra={"path": str(path), "error": str(error)})
+
+
 def _remove(path: Path) -> None:
     """Rename out of sight, then remove, so that a crash leaves nothing that looks whole."""
-    hidden = path.parent / f".{path.name}"
-    with contextlib.suppress(FileNotFoundError):
-        if hidden.exists():
-            shutil.rmtree(hidden)
+    for hidden in _hide(path):
+        trees.remove(hidden)
+
+
+def _hide(path: Path) -> list[Path]:
+    """Rename to a hidden name that no other has; nothing if it is not there."""
+    hidden = path.with_name(f".{path.name}.{next(_serial)}")
+    try:
         path.rename(hidden)
-        shutil.rmtree(hidden)
+    except FileNotFoundError:
+        return []
+    except OSError:
+        if not hidden.exists():
+            raise
+        trees.remove(hidden)  # an earlier daemon's
+        path.rename(hidden)
+    return [hidden]
 
 
 def _open_to_mapped_root(path: Path, spec: bytes, task_id: str) -> None:

@@ -24,7 +24,7 @@ from orlop.core.mount import Mount
 from orlop.core.mount.manager import MountManager
 from orlop.core.runtime import binaries
 from orlop.core.runtime.binaries import ShimBinary
-from orlop.core.runtime.bundle import Bundle, Bundles
+from orlop.core.runtime.bundle import Bundle, Bundles, remove_hidden
 from orlop.core.runtime.shim_manager import SHUTDOWN_TIMEOUT_S, ShimManager
 from orlop.core.runtime.shims import Shim
 from orlop.core.runtime.tasks import ProcessIO, Task, absent
@@ -236,7 +236,8 @@ class TaskManager:
                 # A shim that died left it, and unmounting an overlay may write its files out first.
                 await asyncio.to_thread(bundle.delete)
             else:
-                bundle.delete()
+                # Nobody waits for the unlinking, and it would keep the event loop from others.
+                asyncio.get_running_loop().run_in_executor(None, remove_hidden, bundle.hide())
         except OrlopError as error:
             log.error("bundle is left", extra={"namespace": bundle.namespace, "id": bundle.id, "error": str(error)})
         await self._deactivate(bundle)
