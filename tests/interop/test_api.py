@@ -3,6 +3,7 @@
 The programs are in `tests/interop/api/programs/`; where we differ, and why, in `tests/interop/differences.py`.
 """
 
+import contextlib
 import re
 import zlib
 from collections.abc import Iterator
@@ -27,11 +28,32 @@ startup_delay = "1h"
 """
 
 
+ISOLATED = """
+[plugins."io.containerd.metadata.v1.bolt"]
+content_sharing_policy = "isolated"
+"""
+
+Peers = tuple[Peer, Peer, tuple[int, int]]
+
+
 @pytest.fixture(scope="module")
-def peers(short_directory: Path) -> Iterator[tuple[Peer, Peer, tuple[int, int]]]:
+def shared(short_directory: Path) -> Iterator[Peers]:
     """Containerd and orlopd, ready to be asked, and containerd's release."""
-    theirs = Containerd(short_directory / "api-containerd", config=COLLECT_ON_REQUEST)
-    ours = Orlopd(short_directory / "api-orlopd", config=COLLECT_ON_REQUEST)
+    with _peers(short_directory / "shared", COLLECT_ON_REQUEST) as peers:
+        yield peers
+
+
+@pytest.fixture(scope="module")
+def isolated(short_directory: Path) -> Iterator[Peers]:
+    """The same with the policy `isolated`."""
+    with _peers(short_directory / "isolated", COLLECT_ON_REQUEST + ISOLATED) as peers:
+        yield peers
+
+
+@contextlib.contextmanager
+def _peers(directory: Path, config: str) -> Iterator[Peers]:
+    theirs = Containerd(directory / "containerd", config=config)
+    ours = Orlopd(directory / "orlopd", config=config)
     with theirs, ours:
         places = [
             {str(daemon.address): "ADDRESS", str(daemon.root): "ROOT", str(daemon.state): "STATE"}
@@ -45,8 +67,21 @@ def peers(short_directory: Path) -> Iterator[tuple[Peer, Peer, tuple[int, int]]]
             yield left, right, version
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: re.sub(r"\W+", "-", program.name))
-def test_same_requests_same_answers(peers: tuple[Peer, Peer, tuple[int, int]], program: Program) -> None:
+def _id(program: Program) -> str:
+    return re.sub(r"\W+", "-", program.name)
+
+
+@pytest.mark.parametrize("program", [one for one in PROGRAMS if not one.isolated], ids=_id)
+def test_same_requests_same_answers(shared: Peers, program: Program) -> None:
+    _run(shared, program)
+
+
+@pytest.mark.parametrize("program", [one for one in PROGRAMS if one.isolated], ids=_id)
+def test_same_answers_where_content_is_isolated(isolated: Peers, program: Program) -> None:
+    _run(isolated, program)
+
+
+def _run(peers: Peers, program: Program) -> None:
     theirs, ours, version = peers
     if not program.suits(version):
         pytest.skip(f"not for containerd {version[0]}.{version[1]}")

@@ -126,7 +126,7 @@ class Peer:
 
     def run(self, program: Program, namespace: str) -> dict[str, Answer]:
         """The answers by label (numbered where one comes twice), and what follows: `events`, `left`."""
-        places = {"ns": namespace, "other": f"{namespace}-other"}
+        places = _places(namespace)
         streams: dict[str, _Stream] = {}
         answers: dict[str, Answer] = {}
         for step in program.steps:
@@ -231,7 +231,7 @@ class Peer:
 
     def tidy(self, namespace: str) -> None:
         """Remove what a program has left: content is shared between namespaces, and so the next one would see it."""
-        for here in (namespace, f"{namespace}-other"):
+        for here in _places(namespace).values():
             headers = _headers(here, "")
             for one in self._unary("Containers.List", {}, headers).containers:
                 self._unary("Containers.Delete", {"id": one.id}, headers)
@@ -286,7 +286,8 @@ class Peer:
         return value
 
     def _words(self, text: str, places: Mapping[str, str]) -> str:
-        text = text.replace(places["other"], "OTHER").replace(places["ns"], "NS")
+        for name in ("other", "third", "ns"):  # the shortest last: the others begin with it
+            text = text.replace(places[name], name.upper())
         for path, word in self._places.items():
             text = text.replace(path, word)
         for pattern, word in WORDS:
@@ -368,6 +369,10 @@ def _opened(message: AnyMessage) -> Any:
         descriptor = pool.FindMessageTypeByName(message.type_url.rpartition("/")[2])
         return {message.type_url: plain(message_factory.GetMessageClass(descriptor).FromString(message.value))}
     return {message.type_url: message.value}
+
+
+def _places(namespace: str) -> dict[str, str]:
+    return {"ns": namespace, "other": f"{namespace}-other", "third": f"{namespace}-third"}
 
 
 def _rpc(method: str) -> Any:

@@ -1,8 +1,8 @@
 """The language of the differential suite: programs of calls, written as data.
 
 A `Program` is a name and a few steps, which run one after the other in a namespace of its own on each daemon. In all
-texts of a step, `{ns}` is that namespace and `{other}` a second one; requests are nested dicts in protobuf's own field
-names, so that a row reads like the message:
+texts of a step, `{ns}` is that namespace, `{other}` and `{third}` are others; requests are nested dicts in protobuf's
+own field names, so that a row reads like the message:
 
     Program("containers: a second one of the same id", [
         call("Containers.Create", container=container("one")),
@@ -79,13 +79,19 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Named steps. Attributes: the first and the last release of containerd that can be asked them (some requests
-    without a message in them kill newer ones, from 1.7 on)."""
+    """Named steps.
+
+    Attributes:
+        since, until: the first and the last release of containerd that can be asked them; some requests without a
+            message in them kill newer ones, from 1.7 on.
+        isolated: they are for daemons with the content sharing policy `isolated`.
+    """
 
     name: str
     steps: Sequence[Step]
     since: tuple[int, int] = (1, 6)
     until: tuple[int, int] | None = None
+    isolated: bool = False
 
     @property
     def collects(self) -> bool:

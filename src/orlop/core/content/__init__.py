@@ -11,13 +11,25 @@ Source: containerd's core/content/content.go.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from orlop.base import filters
 from orlop.oci.digest import Digest
 
-__all__ = ["Info", "Reader", "Status", "Store", "Writer", "adapt_info", "adapt_status"]
+__all__ = ["Info", "Reader", "SharingPolicy", "Status", "Store", "Writer", "adapt_info", "adapt_status"]
+
+
+class SharingPolicy(StrEnum):
+    """Whether naming a digest is enough to get a right to a blob that another namespace brought.
+
+    Under `isolated` it is not, and the bytes must be sent, unless a namespace has the blob that is labelled
+    `containerd.io/namespace.shareable=true`.
+    """
+
+    SHARED = "shared"
+    ISOLATED = "isolated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from orlop.base import trace
 from orlop.base.errdefs import FailedPreconditionError, ResourceExhaustedError, UnavailableError
+from orlop.core.content import SharingPolicy
 from orlop.core.metadata import schema
 
 T = TypeVar("T")
@@ -119,13 +120,23 @@ class _Write:
 class Database:
     """A context manager around meta.db; `publisher` and `on_mutation` are told after each commit.
 
+    Attributes:
+        content_sharing: the policy for content; kept here, where containerd has it too, for the store that follows it.
+
     Raises on entering:
         FailedPreconditionError: the file's schema is newer than this program.
         UnavailableError: the file cannot be opened or is no database; the text names it.
     """
 
-    def __init__(self, path: Path, *, publisher: Publisher | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        publisher: Publisher | None = None,
+        content_sharing: SharingPolicy = SharingPolicy.SHARED,
+    ) -> None:
         self.path = path
+        self.content_sharing = content_sharing
         self.publisher = publisher
         self.on_mutation: Callable[[int, int], None] | None = None
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()

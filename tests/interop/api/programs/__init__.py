@@ -14,6 +14,7 @@ from tests.interop.api.programs import (
     introspection,
     leases,
     namespaces,
+    sharing,
     snapshots,
     tasks,
 )
@@ -32,6 +33,7 @@ PROGRAMS: Final[Sequence[Program]] = [
         introspection,
         leases,
         namespaces,
+        sharing,
         snapshots,
         tasks,
     )

@@ -3,10 +3,11 @@
 import contextlib
 
 from orlop.api.services.content.v1 import content_pb2 as api
+from orlop.core.content import SharingPolicy
 from orlop.core.content.proxy import ProxyStore
 from orlop.core.metadata import Database
 from orlop.core.metadata.trash import Trash
-from orlop.plugins.content.local import LocalStore, SharingPolicy
+from orlop.plugins.content.local import LocalStore
 from orlop.plugins.services.content import Content
 from orlop.testing.content import ContentContract, IsolatedContract, SharedContract
 from orlop.testing.services import InProcess

@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -37,7 +36,7 @@ from orlop.base.errdefs import (
     NotFoundError,
     UnavailableError,
 )
-from orlop.core.content import Info, Status, adapt_status
+from orlop.core.content import Info, SharingPolicy, Status, adapt_status
 from orlop.core.metadata import Database, Transaction, leases
 from orlop.core.metadata import content as rows
 from orlop.core.metadata.rows import check_key
@@ -57,13 +56,6 @@ SMALL_SIZE: Final = 256 << 10
 """Bytes up to which a read happens on the event loop: manifests and configurations, which the page cache has."""
 
 _SLOW_LOCK_S: Final = 30.0
-
-
-class SharingPolicy(StrEnum):
-    """Whether naming a digest is enough to get a right to a blob that another namespace brought."""
-
-    SHARED = "shared"
-    ISOLATED = "isolated"
 
 
 class LocalReader:
