@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
 
 from orlop.api.events import container_pb2, task_pb2
 from orlop.api.types.event_pb2 import Envelope
@@ -74,6 +75,20 @@ def test_a_subscriber_that_lags_is_told_and_slows_nobody(monkeypatch):
                 await anext(slow)
 
     asyncio.run(run())
+
+
+def test_an_event_that_cannot_be_decoded_has_no_fields_and_stops_nobody():
+    async def run():
+        bus = Exchange()
+        filtered, all_of_them = bus.subscribe(["event.id==x"]), bus.subscribe()
+        with filtered, all_of_them:
+            broken = AnyMessage(type_url="containerd.events.TaskExit", value=b"\xff")
+            bus.publish_any("ns", "/x/y", broken)
+            bus.publish("ns", "/x/y", task_pb2.TaskExit(id="x"))
+            assert (await anext(all_of_them)).event == broken
+            assert task_pb2.TaskExit.FromString((await anext(filtered)).event.value).id == "x"
+
+    asyncio.run(asyncio.wait_for(run(), 10))
 
 
 def test_closing_the_exchange_ends_its_subscriptions():

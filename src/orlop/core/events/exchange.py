@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 from google.protobuf import descriptor_pool
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orlop.api.types.event_pb2 import Envelope
@@ -193,8 +193,11 @@ def _event_field(event: AnyMessage, path: Sequence[str]) -> str | None:
         descriptor = _POOL.FindMessageTypeByName(event.type_url.rpartition("/")[2])
     except KeyError:
         return None
-    # Any: the class depends on the event's type URL.
-    value: Any = GetMessageClass(descriptor).FromString(event.value)
+    try:
+        # Any: the class depends on the event's type URL.
+        value: Any = GetMessageClass(descriptor).FromString(event.value)
+    except DecodeError:  # a client's own event: it has no fields, and nobody else's delivery must suffer
+        return None
     for index, name in enumerate(path):
         if name == "labels" and "labels" in value.DESCRIPTOR.fields_by_name:
             label: str | None = dict(value.labels).get(".".join(path[index + 1 :]))
