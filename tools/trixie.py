@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 SUITE = "trixie"
 MIRROR = "http://deb.debian.org/debian"
-PACKAGES = "python3,python3-venv,runc,crun,make,git,ca-certificates,iproute2,procps"
+PACKAGES = "python3,python3-venv,runc,crun,make,git,ca-certificates,iproute2,procps,e2fsprogs"
 FROM_HOST = ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt")
 KEPT = {".venv", ".peers", ".peers.lock", ".cache", ".mypy_cache"}
 
@@ -31,7 +31,7 @@ ENTER = """set -eu
 root=$1; shift
 mount --bind "$root" "$root"; cd "$root"
 mount -t proc proc proc; mount --rbind /sys sys; mount --rbind /dev dev
-mount -t tmpfs -o mode=0755 tmpfs run; mount -t tmpfs -o mode=1777 tmpfs tmp
+mount -t tmpfs -o mode=0755 tmpfs run; find tmp -mindepth 1 -delete
 pivot_root . mnt; cd /src; umount -l /mnt
 env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 "$@"
 """

@@ -147,6 +147,17 @@ API: dict[tuple[str, str], Difference] = {
     **_api("diff: what cannot be applied", "the text is ours", "Diff.Apply"),
     **_api("diff: what cannot be applied", "what is no digest cannot be found", "Diff.Apply #2", whole=True),
     **_api("events: subscriptions that cannot be", NO_CLASS, *_numbered("Events.Subscribe", 1, 2), whole=True),
+    **{
+        key: row
+        for text in ("event.id", "event.container_id==web")
+        for key, row in _api(
+            f"events: filter {text}",
+            "a type's name is known with a host before it too, as in later releases",
+            "Events.Subscribe",
+            whole=True,
+            until=(1, 6),
+        ).items()
+    },
     **_api(
         "events: what is missing",
         "1.7 takes an event without a time",

@@ -9,6 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from orlop.api.services.images.v1 import images_pb2 as pb
+from orlop.api.types import descriptor_pb2
 from orlop.base import platforms
 from orlop.base.errdefs import NotFoundError
 from orlop.base.platforms import Matcher, Platform
@@ -412,7 +413,8 @@ class Images:
             )
             return Image(self._session, _record((await self._session.call(UPDATE, request)).image))
         request = pb.UpdateImageRequest(
-            image=pb.Image(name=name, labels=dict(labels)),
+            # The target means nothing here, but containerd 1.7 dies of a request without one.
+            image=pb.Image(name=name, labels=dict(labels), target=descriptor_pb2.Descriptor()),
             update_mask=FieldMask(paths=[f"labels.{key}" for key in labels]),
         )
         return Image(self._session, _record((await self._session.call(UPDATE, request)).image))

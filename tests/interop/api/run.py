@@ -9,6 +9,7 @@ import pkgutil
 import queue
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 import orlop.api.events
 from orlop.api.services.content.v1 import content_pb2
@@ -30,6 +31,7 @@ from tests.interop.api.steps import Program, Step
 
 TIMEOUT_S: Final = 30.0
 SENTINEL: Final = "/the/end"
+READY: Final = "/ready/"
 TOPICS_SINCE: Final = {"/content/create": (2, 0)}
 """Events that not every release of containerd tells of."""
 COLLECTED: Final = ("/snapshot/remove", (1, 7))
@@ -156,7 +158,45 @@ class Peer:
             if self._repeats and step.ends and answer.messages:
                 answer.messages.pop()
             return answer
+        if step.publishes:
+            return self._subscribed(step, places, headers)
         return self._guard(lambda: self._send(step, requests, headers), step)
+
+    def _subscribed(self, step: Step, places: Mapping[str, str], headers: Any) -> Answer:
+        """Subscribe, publish, and tell what came."""
+        filters = list(_filled(step.requests[0]["filters"], places))
+        request = steps.message(step.method, {"filters": [*filters, f"topic~=^{READY}"] if filters else []})
+        envelopes: queue.Queue[Envelope] = queue.Queue()
+        stream = self._multi(step.method)(request, metadata=headers, timeout=TIMEOUT_S)
+
+        refusals: list[Answer] = []
+
+        def read() -> None:
+            try:
+                for envelope in stream:
+                    envelopes.put(envelope)
+            except grpc.RpcError as error:
+                refusals.append(Answer(error.code().name, error.details() or ""))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            while envelopes.empty():  # a subscription begins some time after its call
+                if refusals:
+                    return refusals[0]
+                self._unary("Events.Publish", {"topic": f"{READY}begin", "event": {"type_url": "x"}}, headers)
+                time.sleep(0.001)
+            for publish in step.publishes:
+                self._unary("Events.Publish", _filled(publish, places), headers)
+            self._unary("Events.Publish", {"topic": f"{READY}end", "event": {"type_url": "x"}}, headers)
+            found = []
+            while (envelope := envelopes.get(timeout=TIMEOUT_S)).topic != f"{READY}end":
+                if envelope.namespace in places.values() and not envelope.topic.startswith(READY):
+                    found.append(plain(envelope))
+            return Answer("OK", "", found)
+        finally:
+            stream.cancel()
+            reader.join()
 
     def _send(self, step: Step, requests: list[Message], headers: Any) -> Iterator[Message]:
         rpc = _rpc(step.method)
@@ -256,7 +296,7 @@ class Peer:
                 continue
             if envelope.topic == SENTINEL:
                 return
-            if envelope.topic not in self._ignored:
+            if envelope.topic not in self._ignored and not envelope.topic.startswith(READY):
                 yield self._without_new_fields(plain(envelope))
 
     def _collected(self, told: list[Any]) -> list[Any]:
@@ -364,7 +404,7 @@ def _field(found: FieldDescriptor, value: Any, *, sort: bool) -> Any:
 def _opened(message: AnyMessage) -> Any:
     from google.protobuf import descriptor_pool
 
-    with contextlib.suppress(KeyError):
+    with contextlib.suppress(KeyError, DecodeError):
         pool = descriptor_pool.Default()
         descriptor = pool.FindMessageTypeByName(message.type_url.rpartition("/")[2])
         return {message.type_url: plain(message_factory.GetMessageClass(descriptor).FromString(message.value))}

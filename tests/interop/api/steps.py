@@ -58,6 +58,7 @@ class Step:
         note: told apart from other steps of the same method by this in `differences.py`.
         sort: the answer's repeated fields have no order in containerd.
         only_code: containerd's text says something of its inside: the code is compared alone.
+        publishes: requests of Events.Publish that are made while the call, a subscription, is open; it ends with them.
     """
 
     method: str
@@ -70,6 +71,7 @@ class Step:
     note: str = ""
     sort: bool = False
     only_code: bool = False
+    publishes: Sequence[dict[str, Any]] = ()
 
     @property
     def label(self) -> str:
@@ -136,6 +138,11 @@ def more(name: str, method: str, *, note: str = "", **request: Any) -> Step:
 def end_stream(name: str, method: str, *, note: str = "") -> Step:
     """Say that no more comes, and wait for the end."""
     return Step(method=method, requests=[], stream=name, ends=True, note=note)
+
+
+def subscribed(*filters: str, publishes: Sequence[dict[str, Any]]) -> Step:
+    """What a subscriber with these filters gets of some events."""
+    return Step(method="Events.Subscribe", requests=[{"filters": filters}], publishes=publishes)
 
 
 def gc() -> list[Step]:

@@ -74,6 +74,8 @@ PROGRAMS: Final = [
             write("a", {"action": STAT, "expected": DIGEST}),
             write("b", {"action": STAT, "expected": digest(b"lent")}),
             write("c", {"action": STAT, "expected": digest(b"lent")}, ns="{third}"),
+            call("Content.Abort", ref="b"),
+            call("Content.Abort", ref="c", ns="{third}"),
         ],
         isolated=True,
         since=(1, 7),
