@@ -25,7 +25,10 @@ MORE: Final = (
     ("orlop.client.sync", "Content"),
     ("orlop.client.sync", "Images"),
     ("orlop.client.sync", "Leases"),
+    ("orlop.client.sync", "Mounts"),
     ("orlop.client.sync", "Namespaces"),
+    ("orlop.client.sync", "Sandbox"),
+    ("orlop.client.sync", "Sandboxes"),
     ("orlop.client.sync", "Snapshots"),
 )
 HEAD: Final = """# The client library: reference

@@ -24,6 +24,7 @@ MODULES = {
     "diff": ["Diff"],
     "leases": ["Leases"],
     "mounts": ["Mounts"],
+    "sandboxes": ["Sandboxes", "Sandbox"],
     "introspection": ["Introspection"],
     "tasks": ["Process", "Task"],
     "containers": ["Containers", "Container"],

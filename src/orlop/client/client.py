@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orlop.client.namespaces import Namespaces
     from orlop.client.pull import PullOptions
     from orlop.client.registry import RegistryOptions
+    from orlop.client.sandboxes import Sandboxes
     from orlop.client.snapshots import Snapshots
     from orlop.client.spec import SpecOptions
     from orlop.client.tasks import ProcessState, Task
@@ -127,6 +128,13 @@ class Client:
         return Leases(self._session)
 
     @property
+    def sandboxes(self) -> "Sandboxes":
+        """What containers are grouped in."""
+        from orlop.client.sandboxes import Sandboxes
+
+        return Sandboxes(self._session)
+
+    @property
     def mounts(self) -> "Mounts":
         """Mounts that the daemon has performed beforehand."""
         from orlop.client.mounts import Mounts
@@ -190,6 +198,7 @@ class Client:
         snapshot_labels: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
         extensions: "Mapping[str, PackedAny] | None" = None,
+        sandbox: str = "",
     ) -> "Container":
         """Make a container: a snapshot on top of the image's, a spec from its configuration, a record.
 
@@ -199,6 +208,7 @@ class Client:
             image: an image of this namespace or its name; None with a `rootfs` in the options.
             options: what shall differ from the image's configuration and containerd's defaults.
             extensions: what else the record shall hold, by name, for programs that know it.
+            sandbox: id of the sandbox that its task is to be in.
 
         Raises:
             AlreadyExistsError: there is a container or a snapshot of that name.
@@ -220,6 +230,7 @@ class Client:
             snapshot_labels=snapshot_labels,
             labels=labels,
             extensions=extensions,
+            sandbox=sandbox,
         )
 
     async def restore(self, container_id: str, ref: str, *, rw: bool = False) -> "Container":

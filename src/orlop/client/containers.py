@@ -42,7 +42,7 @@ STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerRecord:
-    """A container as the daemon holds it; `spec` is the JSON of its runtime-spec."""
+    """A container as the daemon holds it; `spec` is the JSON of its runtime-spec, `sandbox` what it is in, if it is."""
 
     id: str
     image: str = ""
@@ -53,6 +53,7 @@ class ContainerRecord:
     snapshot_key: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     extensions: Mapping[str, PackedAny] = field(default_factory=dict)
+    sandbox: str = ""
     created_at: datetime
     updated_at: datetime
 
@@ -232,6 +233,7 @@ class Containers:
         snapshot_key: str = "",
         labels: Mapping[str, str] | None = None,
         extensions: Mapping[str, PackedAny] | None = None,
+        sandbox: str = "",
     ) -> Container:
         """Store a record; `Client.new_container` makes all that it needs. Raises AlreadyExistsError."""
         container = pb.Container(
@@ -243,6 +245,7 @@ class Containers:
             snapshot_key=snapshot_key,
             labels=dict(labels or {}),
             extensions=dict(extensions or {}),
+            sandbox=sandbox,
         )
         response = await self._session.call(CREATE, pb.CreateContainerRequest(container=container))
         return Container(self._session, _record(response.container))
@@ -270,6 +273,7 @@ def _record(container: pb.Container) -> ContainerRecord:
         snapshot_key=container.snapshot_key,
         labels=dict(container.labels),
         extensions=dict(container.extensions),
+        sandbox=container.sandbox,
         created_at=to_datetime(container.created_at),
         updated_at=to_datetime(container.updated_at),
     )

@@ -41,6 +41,7 @@ async def new_container(
     snapshot_labels: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
     extensions: Mapping[str, PackedAny] | None = None,
+    sandbox: str = "",
 ) -> Container:
     """Make a container; see `Client.new_container`."""
     if options.apparmor_default_profile:
@@ -49,7 +50,9 @@ async def new_container(
         await session.blocking(load_default, options.apparmor_default_profile)
     async with Held(session) as held:
         if options.spec_file:
-            return await _from_file(held, container_id, options, runtime, runtime_options, labels or {}, extensions)
+            return await _from_file(
+                held, container_id, options, runtime, runtime_options, labels or {}, extensions, sandbox
+            )
         if image is None:
             if not options.rootfs:
                 raise InvalidArgumentError(f"container {container_id}: no image and no root file system is given")
@@ -61,6 +64,7 @@ async def new_container(
                 runtime_options=runtime_options,
                 labels=labels,
                 extensions=extensions,
+                sandbox=sandbox,
             )
         config = await image.config()
         parent = await image.chain_id()
@@ -86,6 +90,7 @@ async def new_container(
                 snapshot_key=container_id,
                 labels=container_labels(config, image.labels, labels or {}),
                 extensions=extensions,
+                sandbox=sandbox,
             )
         except BaseException:
             with contextlib.suppress(OrlopError):  # the first error tells
@@ -179,6 +184,7 @@ async def _from_file(
     runtime_options: PackedAny | None,
     labels: Mapping[str, str],
     extensions: Mapping[str, PackedAny] | None,
+    sandbox: str,
 ) -> Container:
     """A container whose spec is a file's, as it is but for the command line and the cgroup."""
 
@@ -200,4 +206,5 @@ async def _from_file(
         runtime_options=runtime_options,
         labels=labels,
         extensions=extensions,
+        sandbox=sandbox,
     )

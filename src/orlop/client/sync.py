@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from orlop.client import leases as _leases
     from orlop.client import mounts as _mounts
     from orlop.client import namespaces as _namespaces
+    from orlop.client import sandboxes as _sandboxes
     from orlop.client import snapshots as _snapshots
     from orlop.client import tasks as _tasks
     from orlop.client.channel import Request, Response, Rpc
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from orlop.client.namespaces import Namespace
     from orlop.client.pull import PullOptions
     from orlop.client.registry import RegistryOptions
+    from orlop.client.sandboxes import SandboxRecord, SandboxStatus
     from orlop.client.session import Session
     from orlop.client.snapshots import SnapshotInfo, Usage
     from orlop.client.spec import SpecOptions
@@ -619,6 +621,116 @@ class Mounts:
         return drive(self._inner.list(filters))
 
 
+class Sandboxes:
+    """The sandboxes of the namespace."""
+
+    def __init__(self, inner: _sandboxes.Sandboxes) -> None:
+        self._inner = inner
+
+    def get(self, sandbox_id: str) -> Sandbox:
+        """One sandbox. Raises NotFoundError."""
+        return Sandbox(drive(self._inner.get(sandbox_id)))
+
+    def list(self, filters: Sequence[str] = ()) -> list[Sandbox]:
+        """The sandboxes that match one of the filters, by id."""
+        return [Sandbox(one) for one in drive(self._inner.list(filters))]
+
+    def create(
+        self,
+        sandbox_id: str,
+        spec: bytes | None = None,
+        *,
+        runtime: str = "io.containerd.runc.v2",
+        runtime_options: PackedAny | None = None,
+        sandboxer: str = "shim",
+        labels: Mapping[str, str] | None = None,
+        extensions: Mapping[str, PackedAny] | None = None,
+        options: PackedAny | None = None,
+        netns: str = "",
+    ) -> Sandbox:
+        """Store a sandbox and have its controller bring it up, so that it can be started; all or nothing.
+
+        Args:
+            spec: JSON of a runtime-spec for the shim.
+            options: for the shim, of whatever type it takes.
+            netns: path of a network namespace for it.
+
+        Raises:
+            AlreadyExistsError: there is one of that id.
+            NotFoundError: the daemon has no such controller.
+        """
+        return Sandbox(
+            drive(
+                self._inner.create(
+                    sandbox_id,
+                    spec,
+                    runtime=runtime,
+                    runtime_options=runtime_options,
+                    sandboxer=sandboxer,
+                    labels=labels,
+                    extensions=extensions,
+                    options=options,
+                    netns=netns,
+                )
+            )
+        )
+
+
+class Sandbox:
+    """One sandbox.
+
+    Used as a context manager it is deleted on leaving; its containers, which are deleted before, end with it.
+    """
+
+    def __init__(self, inner: _sandboxes.Sandbox) -> None:
+        self._inner = inner
+
+    @property
+    def id(self) -> str:
+        """Its name in the namespace."""
+        return self._inner.id
+
+    @property
+    def record(self) -> SandboxRecord:
+        """All that the daemon holds of it."""
+        return self._inner.record
+
+    def start(self) -> int:
+        """Start it; returns the pid of its process, 0 where it has none of its own."""
+        return drive(self._inner.start())
+
+    def stop(self, *, timeout_s: int = 0) -> None:
+        """End it and the tasks in it; one that has ended is fine."""
+        drive(self._inner.stop(timeout_s=timeout_s))
+
+    def wait(self) -> Exit:
+        """Return when it has ended. Raises NotFoundError if it does not run."""
+        return drive(self._inner.wait())
+
+    def status(self, *, verbose: bool = False) -> SandboxStatus:
+        """How it fares."""
+        return drive(self._inner.status(verbose=verbose))
+
+    def platform(self) -> Platform:
+        """What containers in it have to be made for. containerd's gRPC service does not answer this."""
+        return drive(self._inner.platform())
+
+    def label(self, labels: Mapping[str, str]) -> Sandbox:
+        """Set labels and keep the others; an empty value removes a label."""
+        return Sandbox(drive(self._inner.label(labels)))
+
+    def delete(self) -> None:
+        """Shut it down, if it runs, and forget it."""
+        drive(self._inner.delete())
+
+    def __enter__(self) -> Self:
+        drive(self._inner.__aenter__())
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        drive(self._inner.__aexit__(*exc))
+
+
 class Introspection:
     """`client.introspection`."""
 
@@ -813,6 +925,7 @@ class Containers:
         snapshot_key: str = "",
         labels: Mapping[str, str] | None = None,
         extensions: Mapping[str, PackedAny] | None = None,
+        sandbox: str = "",
     ) -> Container:
         """Store a record; `Client.new_container` makes all that it needs. Raises AlreadyExistsError."""
         return Container(
@@ -827,6 +940,7 @@ class Containers:
                     snapshot_key=snapshot_key,
                     labels=labels,
                     extensions=extensions,
+                    sandbox=sandbox,
                 )
             )
         )
@@ -1006,6 +1120,11 @@ class Client:
         return Leases(self._inner.leases)
 
     @property
+    def sandboxes(self) -> Sandboxes:
+        """What containers are grouped in."""
+        return Sandboxes(self._inner.sandboxes)
+
+    @property
     def mounts(self) -> Mounts:
         """Mounts that the daemon has performed beforehand."""
         return Mounts(self._inner.mounts)
@@ -1052,6 +1171,7 @@ class Client:
         snapshot_labels: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
         extensions: Mapping[str, PackedAny] | None = None,
+        sandbox: str = "",
     ) -> Container:
         """Make a container: a snapshot on top of the image's, a spec from its configuration, a record.
 
@@ -1061,6 +1181,7 @@ class Client:
             image: an image of this namespace or its name; None with a `rootfs` in the options.
             options: what shall differ from the image's configuration and containerd's defaults.
             extensions: what else the record shall hold, by name, for programs that know it.
+            sandbox: id of the sandbox that its task is to be in.
 
         Raises:
             AlreadyExistsError: there is a container or a snapshot of that name.
@@ -1078,6 +1199,7 @@ class Client:
                     snapshot_labels=snapshot_labels,
                     labels=labels,
                     extensions=extensions,
+                    sandbox=sandbox,
                 )
             )
         )

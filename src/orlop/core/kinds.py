@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from orlop.core.events import Exchange
     from orlop.core.images.verifier import ImageVerifier
     from orlop.core.metadata import Database
+    from orlop.core.metadata.sandboxes import SandboxStore
     from orlop.core.metadata.trash import Trash
     from orlop.core.mount.activation import Handler
     from orlop.core.mount.manager import MountManager
     from orlop.core.runtime import TaskManager
     from orlop.core.runtime.shim_manager import ShimManager
+    from orlop.core.sandboxes import Controller
     from orlop.core.snapshots import Snapshotter
     from orlop.core.snapshots.stores import Stores
     from orlop.core.streaming import Manager
@@ -38,6 +40,8 @@ RUNTIME: "Final[Kind[TaskManager]]" = Kind("io.containerd.runtime.v2")
 IMAGE_VERIFIER: "Final[Kind[ImageVerifier]]" = Kind("io.containerd.image-verifier.v1")
 TRANSFER: "Final[Kind[Transferrer]]" = Kind("io.containerd.transfer.v1")
 STREAMING: "Final[Kind[Manager]]" = Kind("io.containerd.streaming.v1")
+SANDBOX_STORE: "Final[Kind[SandboxStore]]" = Kind("io.containerd.sandbox.store.v1")
+SANDBOX_CONTROLLER: "Final[Kind[Controller]]" = Kind("io.containerd.sandbox.controller.v1")
 SERVICE: Final[Kind[Any]] = Kind("io.containerd.service.v1")
 GRPC: "Final[Kind[Service]]" = Kind("io.containerd.grpc.v1")
 TASK_MONITOR: Final[Kind[Any]] = Kind("io.containerd.monitor.task.v1")

@@ -1,4 +1,4 @@
-"""The managers of shims and of tasks as plug-ins; tasks of the daemon before are found on starting."""
+"""The managers of shims, tasks and sandboxes as plug-ins; those of the daemon before are found on starting."""
 
 import logging
 import shutil
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from orlop.base.errdefs import NotFoundError
-from orlop.core.kinds import EVENT, MOUNT_MANAGER, RUNTIME, SHIM
+from orlop.core.kinds import EVENT, MOUNT_MANAGER, RUNTIME, SANDBOX_CONTROLLER, SHIM
 from orlop.core.plugin import Context, Registration
 from orlop.core.runtime import TaskManager
 from orlop.core.runtime.binaries import ShimHost, supervisor_path
 from orlop.core.runtime.bundle import Bundles
+from orlop.core.runtime.sandboxes import ShimController
 from orlop.core.runtime.shim_manager import ShimManager
 
 log: Final = logging.getLogger(__name__)
@@ -42,6 +43,12 @@ async def _tasks(context: Context) -> TaskManager:
     return manager
 
 
+async def _sandboxes(context: Context) -> ShimController:
+    controller = ShimController(Bundles(state=context.state, root=context.root), context.get(SHIM))
+    await controller.load()
+    return controller
+
+
 def _own_program() -> str:
     """The daemon's program, which foreign shims call to publish events."""
     beside = Path(sys.executable).parent / "orlopd"
@@ -51,4 +58,5 @@ def _own_program() -> str:
 REGISTRATIONS: Final = (
     Registration(kind=SHIM, id="manager", init=_shims),
     Registration(kind=RUNTIME, id="task", requires=(SHIM, EVENT, MOUNT_MANAGER), init=_tasks),
+    Registration(kind=SANDBOX_CONTROLLER, id="shim", requires=(SHIM, RUNTIME), init=_sandboxes),
 )

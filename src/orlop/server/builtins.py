@@ -49,6 +49,7 @@ MODULES: Final = (
     "orlop.plugins.restart",
     "orlop.plugins.services.mounts",
     "orlop.plugins.services.sandbox_store",
+    "orlop.plugins.services.sandbox_controllers",
 )
 
 

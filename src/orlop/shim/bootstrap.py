@@ -295,9 +295,18 @@ def _serve(arguments: Arguments) -> int:
             place,
             listener,
             events_path=_events_path(arguments),
-            tasks_directory=os.path.dirname(arguments.bundle),
+            tasks_directory=_tasks_directory(arguments.bundle),
         )
     return 0
+
+
+def _tasks_directory(bundle: str) -> str:
+    """Where the bundles of the namespace's tasks lie, also if this one is a sandbox's: beside those of sandboxes."""
+    directory = os.path.dirname(bundle)
+    parent, kind = os.path.split(os.path.dirname(directory))
+    if not kind.startswith("io.containerd.sandbox.controller."):
+        return directory
+    return os.path.join(parent, "io.containerd.runtime.v2.task", os.path.basename(directory))
 
 
 def _lighten() -> None:

@@ -4,6 +4,7 @@
       <32 hex>                   the supervisor's socket, 0600
       <32 hex>.lock              held (flock) by who starts the supervisor, then by the supervisor while it lives
       <32 hex>.log               its log, started anew above LOG_LIMIT bytes
+      <32 hex>.sandboxes/<id>    a sandbox, see `orlop.shim.sandboxes`
       <32 hex>.gone/<id>         a container whose Delete was answered before the OCI runtime had removed it
     <state>/<runtime>/<namespace>/   state of runc or crun, unless the client names another root
     <bundle>/orlop/              records of the task's processes, see `orlop.shim.records`
@@ -50,6 +51,10 @@ class Place:
     @property
     def gone(self) -> str:
         return f"{self.socket}.gone"
+
+    @property
+    def sandboxes(self) -> str:
+        return f"{self.socket}.sandboxes"
 
     @property
     def url(self) -> str:

@@ -13,8 +13,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Final
 
 from orlop.api.events import task_pb2 as events_pb2
 from orlop.api.runtime.task.v2 import shim_pb2 as v2_pb2
@@ -34,11 +34,27 @@ from orlop.shim.service import TaskService
 from orlop.shim.task import Request, Task, Workshop
 from orlop.ttrpc.server import Context, Method, Peer, Server
 
+if TYPE_CHECKING:
+    from orlop.shim.sandboxes import Sandboxes
+
 LINGER_VARIABLE: Final = "ORLOP_SHIM_LINGER"
 _LINGER_S: Final = 30.0
 _ALONE_S: Final = 2.0
 _IDLE_CHECK_S: Final = 0.5
 _FLUSH_S: Final = 2.0
+
+_SANDBOX_SERVICE: Final = "containerd.runtime.sandbox.v1.Sandbox"
+_SANDBOX_METHODS: Final = (
+    "CreateSandbox",
+    "StartSandbox",
+    "Platform",
+    "StopSandbox",
+    "WaitSandbox",
+    "SandboxStatus",
+    "PingSandbox",
+    "ShutdownSandbox",
+    "SandboxMetrics",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +68,8 @@ class Supervisor:
         self._tasks: dict[str, Task] = {}
         self._creating: set[str] = set()
         self._removals: dict[str, asyncio.Task[None]] = {}
+        self._sandboxes: Sandboxes | None = None
+        self._sandbox_methods: dict[str, rpc.Method] = {}
         self._ending = asyncio.Event()
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_checks = 0
@@ -72,6 +90,8 @@ class Supervisor:
         for module in (v2_pb2, v3_pb2):
             bound = rpc.bind(module.DESCRIPTOR.services_by_name["Task"], service)
             self._server.add(bound.name, {name: _adapt(method, self) for name, method in bound.methods.items()})
+        # Most supervisors never see a sandbox: what they are made of is imported with the first call.
+        self._server.add(_SANDBOX_SERVICE, {name: _later(name, self._sandbox_method) for name in _SANDBOX_METHODS})
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until there is nothing more to supervise."""
@@ -85,6 +105,7 @@ class Supervisor:
         for bundle, record in unfinished:
             self._await_removal(record.container, adoption.undo(self._shop, bundle, record))
         self._finish_removals()
+        self._adopt_sandboxes()
         publishing = loop.create_task(self._publisher.run())
         await self._server.serve(listener)
         gc.collect()
@@ -154,7 +175,7 @@ class Supervisor:
 
     def shut_down(self, now: bool) -> None:
         """End if there is no task; without `now` after lingering."""
-        if now and not self._tasks and not self._creating:
+        if now and not self._busy:
             self._ending.set()
 
     # ---- removal
@@ -199,7 +220,35 @@ class Supervisor:
                     continue
                 self._remove(record, adoption.runtime_of(self._reaper, record))
 
+    # ---- sandboxes
+
+    def _adopt_sandboxes(self) -> None:
+        if os.path.isdir(self._place.sandboxes):
+            self.sandboxes()
+
+    def sandboxes(self) -> "Sandboxes":
+        """The sandboxes; those of a supervisor that was killed among them."""
+        if self._sandboxes is None:
+            from orlop.shim.sandboxes import Sandboxes
+
+            self._sandboxes = Sandboxes(self._place, self._shop.boot, lambda: list(self._tasks.values()))
+        return self._sandboxes
+
+    def _sandbox_method(self, name: str) -> rpc.Method:
+        if not self._sandbox_methods:
+            from orlop.api.runtime.sandbox.v1 import sandbox_pb2
+            from orlop.shim.sandboxes import SandboxService
+
+            descriptor = sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"]
+            service = SandboxService(self.sandboxes(), self.touch)
+            self._sandbox_methods = dict(rpc.bind(descriptor, service).methods)
+        return self._sandbox_methods[name]
+
     # ---- life
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._tasks or self._creating or self._sandboxes)
 
     def touch(self) -> None:
         """Somebody has used the supervisor: its time to linger begins anew."""
@@ -212,8 +261,8 @@ class Supervisor:
         self._idle_timer = asyncio.get_running_loop().call_later(_IDLE_CHECK_S, self._check_idle)
 
     def _check_idle(self) -> None:
-        if self._tasks or self._creating:
-            self._idle_timer = None  # the end of the last task touches
+        if self._busy:
+            self._idle_timer = None  # the end of the last task or sandbox touches
             return
         self._idle_checks += 1
         limit_s = self._linger_s if self._server.connections else min(self._linger_s, _ALONE_S)
@@ -224,7 +273,7 @@ class Supervisor:
 
     def _signalled(self, signum: int) -> None:
         # A supervisor with tasks does not go: containerd's shim ignores SIGTERM as well.
-        if self._tasks or self._creating:
+        if self._busy:
             _log.warning("signal %d ignored: %d tasks", signum, len(self._tasks))
         else:
             self._ending.set()
@@ -243,6 +292,15 @@ def _adapt(method: rpc.Method, supervisor: Supervisor) -> Method:
     def handle(context: Context, payload: bytes) -> object:
         peer = rpc.Peer(door="ttrpc", uid=context.peer.uid, pid=context.peer.pid)
         return method.unary(rpc.Call(peer=peer, metadata=context.metadata, deadline=context.deadline), payload)
+
+    return Method(client_streaming=False, server_streaming=False, handler=handle)
+
+
+def _later(name: str, method_of: Callable[[str], rpc.Method]) -> Method:
+    def handle(context: Context, payload: bytes) -> object:
+        peer = rpc.Peer(door="ttrpc", uid=context.peer.uid, pid=context.peer.pid)
+        call = rpc.Call(peer=peer, metadata=context.metadata, deadline=context.deadline)
+        return method_of(name).unary(call, payload)
 
     return Method(client_streaming=False, server_streaming=False, handler=handle)
 

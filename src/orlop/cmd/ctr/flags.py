@@ -46,6 +46,7 @@ container_options = _options(
     click.option("--read-only", "--readonly", is_flag=True, help="Read-only root file system."),
     click.option("--runtime", default=DEFAULT_RUNTIME, show_default=True, help="Runtime name, or path of a shim."),
     click.option("--runtime-config-path", default="", help="Configuration file for the runtime."),
+    click.option("--sandbox", default="", help="Create the container in the given sandbox."),
     click.option("--tty", "-t", is_flag=True, help="Give the process a terminal."),
     click.option("--with-ns", multiple=True, help="Linux namespace to join, as network:/proc/1/ns/net."),
     click.option("--pid-file", default="", help="File to write the task's process id into."),

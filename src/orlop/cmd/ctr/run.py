@@ -200,6 +200,7 @@ def _create(
         snapshot_labels=parse_labels(flags["snapshot_labels"]),
         labels=parse_labels(flags["labels"]),
         extensions=extensions,
+        sandbox=flags["sandbox"],
     )
 
 

@@ -7,6 +7,7 @@
         bootstrap.json                how to reach the shim: {"version", "address", "protocol"}
         address                       the same for tools of older releases
         shim-binary-path              which shim serves this bundle
+        sandbox                       id of the sandbox that the task is in, if it is in one
         log                           FIFO for the shim's log, foreign shims only
 
 `.<id>.<number>` beside bundles and work directories is one that is being deleted. Whatever the shim keeps beside these
@@ -24,13 +25,15 @@ from pathlib import Path
 from typing import Final
 
 from orlop.base import identifiers, json_text
-from orlop.base.errdefs import InternalError, InvalidArgumentError, ResourceExhaustedError
+from orlop.base.errdefs import InternalError, InvalidArgumentError, ResourceExhaustedError, UnknownError
 from orlop.core import trees
 from orlop.core.mount.perform import unmount_all
 
 log: Final = logging.getLogger(__name__)
 
 SPEC_TYPE_PREFIX: Final = "types.containerd.io/opencontainers/runtime-spec/"
+# As in containerd; our supervisor reads it, too.
+SANDBOX_FILE: Final = "sandbox"
 _FULL: Final = frozenset({28, 122})  # ENOSPC, EDQUOT
 _serial: Final = itertools.count()
 
@@ -61,6 +64,21 @@ class Bootstrap:
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidArgumentError(f"shim printed no usable bootstrap: {text[:200]!r}") from error
 
+    @classmethod
+    def of_task_api(cls, address: str, version: int) -> "Bootstrap":
+        """Read where a sandbox's controller says that tasks are to be created: `ttrpc+unix://…`.
+
+        Raises:
+            UnknownError: it is none, in containerd's words.
+        """
+        protocol, plus, rest = address.partition("+")
+        if not plus:
+            raise UnknownError(
+                "failed to start shim: the scheme of sandbox address should be in  the form of"
+                " <protocol>+<unix|vsock|tcp>, i.e. ttrpc+unix or grpc+vsock"
+            )
+        return cls(address=rest, version=version or 2, protocol=protocol)
+
     def encode(self) -> bytes:
         """As `bootstrap.json` holds it."""
         return json.dumps({"version": self.version, "address": self.address, "protocol": self.protocol}).encode()
@@ -82,6 +100,14 @@ class Bundle:
     def work(self) -> Path:
         """Where large things of the task lie: on disk, and gone with the bundle."""
         return self.path / "work"
+
+    @property
+    def sandbox(self) -> str:
+        """The sandbox that the task is in; empty for none."""
+        try:
+            return (self.path / SANDBOX_FILE).read_text()
+        except OSError:
+            return ""
 
     def write(self, name: str, data: bytes) -> None:
         """Put a small file into the bundle, whole or not at all."""

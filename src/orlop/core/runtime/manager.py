@@ -18,13 +18,20 @@ from google.protobuf.message import Message
 from orlop.api.events import task_pb2
 from orlop.api.runtime.task.v2 import shim_pb2
 from orlop.api.types import mount_pb2
-from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError, UnimplementedError, from_status
+from orlop.base.errdefs import (
+    AlreadyExistsError,
+    NotFoundError,
+    OrlopError,
+    UnimplementedError,
+    UnknownError,
+    from_status,
+)
 from orlop.base.labels import GC_BREF_CONTAINER
 from orlop.core.mount import Mount
 from orlop.core.mount.manager import MountManager
 from orlop.core.runtime import binaries
 from orlop.core.runtime.binaries import ShimBinary
-from orlop.core.runtime.bundle import Bundle, Bundles, remove_hidden
+from orlop.core.runtime.bundle import SANDBOX_FILE, Bootstrap, Bundle, Bundles, remove_hidden
 from orlop.core.runtime.shim_manager import SHUTDOWN_TIMEOUT_S, ShimManager
 from orlop.core.runtime.shims import Shim
 from orlop.core.runtime.tasks import ProcessIO, Task, absent
@@ -46,6 +53,8 @@ class CreateOptions:
         spec_type, spec: the runtime spec as the client gave it.
         options: the runtime's options; those of the task win over those of the container.
         checkpoint: directory of a checkpoint to restore, or empty.
+        sandbox: the sandbox that the task is in, whose shim holds it; empty for none.
+        task_api: where the sandbox's task API is, if its controller is not ours.
         lay_out: puts a checkpoint to restore into the directory that it is called with; used without `checkpoint`.
     """
 
@@ -56,6 +65,8 @@ class CreateOptions:
     io: ProcessIO = field(default_factory=ProcessIO)
     options: AnyMessage | None = None
     checkpoint: str = ""
+    sandbox: str = ""
+    task_api: Bootstrap | None = None
     lay_out: Callable[[Path], Awaitable[None]] | None = None
 
 
@@ -116,7 +127,7 @@ class TaskManager:
             try:
                 options = replace(options, rootfs=await self._activate(bundle, options.rootfs))
                 checkpoint = options.checkpoint or await _lay_out(bundle, options)
-                shim = await self._shims.start(bundle, binary, options.options)
+                shim = await self._shim_for(bundle, binary, options)
             except BaseException:
                 await asyncio.shield(self._discard(bundle))
                 raise
@@ -159,6 +170,28 @@ class TaskManager:
             for bundle in bundles:
                 group.create_task(self._load_one(bundle), name=f"load {bundle.namespace}/{bundle.id}")
 
+    async def _shim_for(self, bundle: Bundle, binary: ShimBinary, options: CreateOptions) -> Shim:
+        """The shim that will hold the task: its sandbox's, else one for the runtime."""
+        if not options.sandbox:
+            return await self._shims.start(bundle, binary, options.options)
+        bundle.write(SANDBOX_FILE, options.sandbox.encode())
+        if options.task_api is not None:
+            shim = await self._shims.connect(bundle.namespace, options.task_api, None)
+        else:
+            shim = self._of_sandbox(bundle.namespace, options.sandbox)
+        bundle.save(shim.bootstrap, shim.binary.path if shim.binary is not None else binary.path)
+        return shim
+
+    def _of_sandbox(self, namespace: str, sandbox_id: str) -> Shim:
+        """A sandbox may be one of a controller of ours, or as in CRI a task of that name."""
+        shim = self._shims.of_sandbox(namespace, sandbox_id)
+        if shim is None:
+            task = self._tasks.get((namespace, sandbox_id))
+            if task is None:
+                raise UnknownError(f"failed to start shim: can't find sandbox {sandbox_id}")
+            shim = task.shim
+        return shim
+
     async def _create_in(
         self, shim: Shim, bundle: Bundle, options: CreateOptions, checkpoint: str
     ) -> shim_pb2.CreateTaskResponse:
@@ -189,16 +222,23 @@ class TaskManager:
             await shim.call(
                 "Delete", shim_pb2.DeleteRequest(id=bundle.id), shim_pb2.DeleteResponse, timeout_s=SHUTDOWN_TIMEOUT_S
             )
-        if not shim.groups:
-            await self._shims.shut_down(shim, bundle)
+        await self._let_go(shim, bundle)
         await self._discard(bundle)
 
     async def _forget(self, task: Task) -> None:
         self._tasks.pop((task.namespace, task.id), None)
         task.shim.tasks.pop(task.id, None)
-        if not task.shim.groups:
-            await self._shims.shut_down(task.shim, task.bundle)
+        await self._let_go(task.shim, task.bundle)
         await self._discard(task.bundle)
+
+    async def _let_go(self, shim: Shim, bundle: Bundle) -> None:
+        """A foreign shim ends with its last task, but for a sandbox's, which ends with the sandbox."""
+        if shim.groups:
+            return
+        if bundle.sandbox:
+            await self._shims.let_go(shim)
+        else:
+            await self._shims.shut_down(shim, bundle)
 
     async def _activate(self, bundle: Bundle, rootfs: Sequence[Mount]) -> Sequence[Mount]:
         """What the shim is to mount: the mounts as they are, or what is left of them after an activation.

@@ -73,6 +73,13 @@ class ShimManager:
             bundle.save(bootstrap, binary.path)
             return shim
 
+    def of_sandbox(self, namespace: str, sandbox_id: str) -> Shim | None:
+        """The shim that holds a sandbox, if one does."""
+        for shim in self._shims.values():
+            if shim.namespace == namespace and sandbox_id in shim.sandboxes:
+                return shim
+        return None
+
     async def connect(self, namespace: str, bootstrap: Bootstrap, binary: ShimBinary | None) -> Shim:
         """The shim at an address; see `Shim.connect` for errors."""
         key = (namespace, bootstrap.address)

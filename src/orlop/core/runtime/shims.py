@@ -91,9 +91,15 @@ class Shim:
             await asyncio.gather(self._watch, return_exceptions=True)
 
     async def call(
-        self, method: str, request: Message, reply: type[M], *, timeout_s: float | None = CALL_TIMEOUT_S
+        self,
+        method: str,
+        request: Message,
+        reply: type[M],
+        *,
+        timeout_s: float | None = CALL_TIMEOUT_S,
+        service: str = "",
     ) -> M:
-        """One unary call of the task service.
+        """One unary call of the task service, or of another that is named.
 
         Raises:
             UnavailableError: the connection broke before the answer.
@@ -112,7 +118,7 @@ class Shim:
         start = trace.clock()
         try:
             payload = await client.call(
-                f"containerd.task.v{self.bootstrap.version}.Task",
+                service or f"containerd.task.v{self.bootstrap.version}.Task",
                 method,
                 request.SerializeToString(),
                 timeout_s=timeout_s,

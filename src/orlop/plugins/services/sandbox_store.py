@@ -6,7 +6,7 @@ from typing import Final
 from orlop.api.services.sandbox.v1 import sandbox_pb2 as api
 from orlop.base import namespaces
 from orlop.base.rpc import Call, Service, bind
-from orlop.core.kinds import GRPC, METADATA
+from orlop.core.kinds import GRPC, METADATA, SANDBOX_STORE
 from orlop.core.metadata import Database
 from orlop.core.metadata.sandboxes import SandboxStore
 from orlop.core.plugin import Context, Registration
@@ -16,9 +16,9 @@ from orlop.plugins.services.sandbox_messages import decode, encode
 class Store:
     """containerd.services.sandbox.v1.Store."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, store: SandboxStore) -> None:
         self._db = db
-        self._store = SandboxStore(db)
+        self._store = store
 
     async def create(self, call: Call, request: api.StoreCreateRequest) -> api.StoreCreateResponse:
         namespace = namespaces.validate(call.namespace)
@@ -52,8 +52,16 @@ class Store:
         return api.StoreGetResponse(sandbox=encode(self._store.get(namespace, request.sandbox_id)))
 
 
+def _store(context: Context) -> SandboxStore:
+    return SandboxStore(context.get(METADATA))
+
+
 def _init(context: Context) -> Service:
-    return bind(api.DESCRIPTOR.services_by_name["Store"], Store(context.get(METADATA)))
+    service = Store(context.get(METADATA), context.get(SANDBOX_STORE))
+    return bind(api.DESCRIPTOR.services_by_name["Store"], service)
 
 
-REGISTRATION: Final = Registration(kind=GRPC, id="sandboxes", requires=(METADATA,), init=_init)
+REGISTRATIONS: Final = (
+    Registration(kind=SANDBOX_STORE, id="local", requires=(METADATA,), init=_store),
+    Registration(kind=GRPC, id="sandboxes", requires=(METADATA, SANDBOX_STORE), init=_init),
+)

@@ -26,6 +26,7 @@ from orlop.core.metadata.containers import ContainerStore
 from orlop.core.mount import Mount
 from orlop.core.plugin import Context, Registration
 from orlop.core.runtime import CreateOptions, Task, TaskManager
+from orlop.core.runtime.bundle import Bootstrap
 from orlop.core.runtime.checkpoints import Checkpoints, scratch
 from orlop.core.runtime.tasks import ProcessIO
 from orlop.oci import media_types
@@ -62,6 +63,8 @@ class Tasks:
             io=ProcessIO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal),
             options=task_options if task_options is not None and task_options.value else container_options,
             checkpoint=checkpoint,
+            sandbox=container.sandbox,
+            task_api=_task_api(request, task_options),
             lay_out=functools.partial(self._checkpoints.lay_out, namespace, _blob(image))
             if image is not None
             else None,
@@ -193,6 +196,14 @@ class Tasks:
         namespace = namespaces.validate(call.namespace)
         self._containers.get(namespace, container_id)
         return self._manager.get(namespace, container_id)
+
+
+def _task_api(request: tasks_pb2.CreateTaskRequest, options: AnyMessage | None) -> Bootstrap | None:
+    """Where the client says that a sandbox's tasks are made; in the options before containerd 2.1."""
+    if request.task_api_address:
+        return Bootstrap.of_task_api(request.task_api_address, request.task_api_version)
+    named = _unpack(options, Options)
+    return Bootstrap.of_task_api(named.task_api_address, named.task_api_version) if named.task_api_address else None
 
 
 def _process(process_id: str, state: shim_pb2.StateResponse) -> task_pb2.Process:

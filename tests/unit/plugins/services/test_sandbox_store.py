@@ -9,6 +9,7 @@ from orlop.api.services.sandbox.v1 import sandbox_pb2 as api
 from orlop.api.types import sandbox_pb2 as types
 from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from orlop.core.metadata import Database
+from orlop.core.metadata.sandboxes import SandboxStore
 from orlop.plugins.services.sandbox_store import Store
 from orlop.testing.services import InProcess
 
@@ -19,7 +20,7 @@ def run(tmp_path):
         async def main():
             with Database(tmp_path / "meta.db") as db:
                 await test(
-                    InProcess.of(api.DESCRIPTOR.services_by_name["Store"], Store(db), namespace="ns"),
+                    InProcess.of(api.DESCRIPTOR.services_by_name["Store"], Store(db, SandboxStore(db)), namespace="ns"),
                 )
 
         asyncio.run(main())
