@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from orlop.core.diff import sandbox
-from orlop.core.diff.errors import ArchiveError, shown
+from orlop.core.diff.errors import ArchiveError, EntryError, shown
 from orlop.core.diff.extract import Extractor, Limits
-from orlop.core.diff.job import EntryError, Job, Message, mount_from, say, send, supervise
+from orlop.core.diff.job import Job, Message, mount_from, say, send, supervise
 from orlop.core.diff.stream import Pipeline
 from orlop.core.diff.tar import Reader
 from orlop.core.diff.tree import Tree

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from orlop.core.diff.errors import LimitError, shown
+from orlop.core.diff.errors import EntryError, LimitError, shown
 
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -95,7 +95,7 @@ def changes(upper: int, lower: int, changed: int = -1) -> Iterator[Change]:
 
     Raises:
         LimitError: a path is longer than the kernel takes.
-        OSError: something cannot be read.
+        EntryError: something cannot be read; the cause is an OSError.
     """
     stack = [_Level(b"", *(os.dup(fd) if fd >= 0 else -1 for fd in (upper, lower, changed)))]
     try:
@@ -108,23 +108,14 @@ def changes(upper: int, lower: int, changed: int = -1) -> Iterator[Change]:
             path = level.path + b"/" + name if level.path else name
             if len(path) >= _PATH_MAX:
                 raise LimitError(f"{shown(path)} lies too deep")
-            above = _status(name, level.upper)
-            below = _status(name, level.lower) if name in level.below else None
-            if above is None:
-                if below is not None:
-                    yield Change(Kind.DELETED, path)
-                continue
-            kind = Kind.ADDED if below is None else _compare(name, level, above, below)
-            if kind is Kind.DELETED:
-                yield Change(kind, path)
-                continue
-            linked = above.st_nlink > 1 and not stat.S_ISDIR(above.st_mode)
-            if kind is not Kind.UNMODIFIED or linked:
-                yield Change(kind, path, level.upper, above)
-            if stat.S_ISDIR(above.st_mode):
-                following = _descend(path, name, level, below)
-                if following is not None:
-                    stack.append(following)
+            try:
+                change, following = _look(path, name, level)
+            except OSError as error:
+                raise EntryError(path) from error
+            if following is not None:
+                stack.append(following)
+            if change is not None:
+                yield change
     finally:
         for level in stack:
             level.close()
@@ -175,6 +166,23 @@ def _status(name: bytes, directory: int) -> os.stat_result | None:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def _look(path: bytes, name: bytes, level: _Level) -> tuple[Change | None, _Level | None]:
+    """What differs at one path, and the level below it where there is one to walk."""
+    above = _status(name, level.upper)
+    below = _status(name, level.lower) if name in level.below else None
+    if above is None:
+        return (Change(Kind.DELETED, path) if below is not None else None), None
+    kind = Kind.ADDED if below is None else _compare(name, level, above, below)
+    if kind is Kind.DELETED:
+        return Change(kind, path), None
+    directory = stat.S_ISDIR(above.st_mode)
+    if kind is Kind.UNMODIFIED and (directory or above.st_nlink == 1):
+        change = None
+    else:
+        change = Change(kind, path, level.upper, above)
+    return change, _descend(path, name, level, below) if directory else None
 
 
 def _descend(path: bytes, name: bytes, level: _Level, below: os.stat_result | None) -> _Level | None:

@@ -12,7 +12,8 @@ from typing import Final
 
 from orlop.core.diff import sandbox
 from orlop.core.diff.changes import changes, open_directory
-from orlop.core.diff.job import EntryError, Job, Message, mount_from, say, supervise
+from orlop.core.diff.errors import EntryError
+from orlop.core.diff.job import Job, Message, mount_from, say, supervise
 from orlop.core.diff.layer import Layer
 from orlop.core.diff.output import Output
 from orlop.core.diff.stream import Compression
@@ -79,5 +80,7 @@ def _make(job: Job, roots: dict[str, int], report: int) -> Message:
         layer.current = None
         layer.finish()
         return {"digest": output.finish(), "size": layer.size, "entries": layer.entries}
+    except EntryError:
+        raise
     except BaseException as error:
         raise EntryError(layer.current) from error

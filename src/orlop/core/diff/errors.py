@@ -22,6 +22,14 @@ class LimitError(ArchiveError):
     """The archive is larger than the limits that its reader was given."""
 
 
+class EntryError(Exception):
+    """A failure with the entry or path that it was met at; what failed is its cause."""
+
+    def __init__(self, entry: bytes | None) -> None:
+        super().__init__(entry)
+        self.entry = entry
+
+
 def shown(name: bytes) -> str:
     """A name for an error text: quoted, with what is not printable escaped, and cut when it is very long."""
     text = name.decode("utf-8", "backslashreplace")

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from orlop.base.errdefs import OrlopError
 from orlop.core.diff import sandbox
-from orlop.core.diff.errors import ArchiveError, LimitError, shown
+from orlop.core.diff.errors import ArchiveError, EntryError, LimitError, shown
 from orlop.core.diff.layer import ChangedError
 from orlop.core.mount import Mount
 from orlop.linux import prctl
@@ -96,14 +96,6 @@ def supervise(job: Job, work: Callable[[int], Message]) -> Message:
         raise ReportedError({"kind": "died", "text": _death(status), "entry": None})
     done: Message = final["done"]
     return done
-
-
-class EntryError(Exception):
-    """A failure with the entry or path that it was met at; what failed is its cause."""
-
-    def __init__(self, entry: bytes | None) -> None:
-        super().__init__(entry)
-        self.entry = entry
 
 
 def describe(error: BaseException, entry: bytes | None = None) -> Message:

@@ -249,12 +249,17 @@ async def _end(started: Sequence[_Process]) -> None:
 
 async def _blame(started: Sequence[_Process]) -> UnknownError | None:
     """The first program that has failed. Its pipe is still open: none fails because nobody reads what it writes."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE_S):
-            for process in started:
-                status = await process.wait()
-                if status:
-                    return process.error(status)
+    if not started:
+        return None
+    waits = [asyncio.create_task(process.wait()) for process in started]
+    done, waiting = await asyncio.wait(waits, timeout=_PATIENCE_S)
+    for task in waiting:
+        task.cancel()
+    if waiting:
+        await asyncio.wait(waiting)
+    for process, task in zip(started, waits, strict=True):
+        if task in done and (status := task.result()):
+            return process.error(status)
     return None
 
 

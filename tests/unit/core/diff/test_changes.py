@@ -1,5 +1,6 @@
 """What differs between two trees, and what only seems to."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from orlop.core.diff import changes as module
 from orlop.core.diff.changes import Kind, changes
+from orlop.core.diff.errors import EntryError
 from tests.unit.core.diff.trees import OLD, Trees, descriptors, put
 
 
@@ -175,6 +177,19 @@ def test_a_file_that_becomes_a_link_to_elsewhere_is_not_followed(trees, monkeypa
 
     monkeypatch.setattr(module, "open_file", open_file)
     assert trees.named() == [("modified", "a")]
+
+
+def test_what_cannot_be_read_is_named(trees, monkeypatch):
+    trees.both("dir/file")
+
+    def open_file(name, directory):
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(module, "open_file", open_file)
+    with pytest.raises(EntryError) as caught:
+        trees.named()
+    assert caught.value.entry == b"dir/file"
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 def test_no_descriptor_stays_open(trees):

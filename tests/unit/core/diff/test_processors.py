@@ -150,6 +150,16 @@ def test_a_program_that_dies_is_the_reason_for_what_follows():
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+def test_a_program_in_the_middle_that_dies_while_others_wait():
+    def read(fd):
+        _everything(fd)
+        raise ValueError("the archive ends too early")
+
+    steps = [step("one", "cat /dev/zero"), step("two", "head -c 100; echo no more >&2; exit 1"), step("three", "cat")]
+    with pytest.raises(UnknownError, match="stream processor two: exit status 1: no more"):
+        process(b"", steps, read=read)
+
+
 def test_other_failures_stay_what_they_are():
     def read(fd):
         raise ValueError("no archive")
