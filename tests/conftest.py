@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from orlop.linux.signals import reset_internal
@@ -23,6 +24,10 @@ from tools.images import Image
 
 # GNU make starts us by posix_spawn(3), which leaves these ignored; daemons and containers would inherit that.
 reset_internal()
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("orlop", deadline=None)
+hypothesis.settings.load_profile("orlop")
 
 OPENERS = ("containerd", "registry", "secure_registry", "orlopd", "lean_orlopd", "grpcio_orlopd", "grpcio")
 """Session fixtures: the first test that asks for one is the one in which its descriptors appear."""
