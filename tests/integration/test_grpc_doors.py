@@ -1,9 +1,11 @@
 """Both gRPC doors of a whole daemon under clients that are not ours: grpc-go in Debian's ctr, and grpcio."""
 
+import contextlib
 import hashlib
 import itertools
 import os
 import select
+import sqlite3
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -120,3 +122,14 @@ def test_the_daemons_end_is_unavailable_to_those_who_wait(new_orlopd, grpcio, do
         daemon.start()
         answer = channel.unary_unary(VERSION_PATH)(b"", wait_for_ready=True, timeout=60)
         assert version_pb2.VersionResponse.FromString(answer).version == VERSION
+
+
+@pytest.mark.parametrize(("door", "uid"), [("lean", os.geteuid()), ("grpcio", None)])
+def test_the_lean_door_shows_who_calls(request, grpcio, go_ctr, namespace, door, uid):
+    daemon = request.getfixturevalue(f"{door}_orlopd")
+    ctr = go_ctr(daemon, namespace)
+    ctr("leases", "create", "--id", namespace)
+    with contextlib.closing(sqlite3.connect(f"file:{daemon.root}/meta.db?mode=ro", uri=True)) as db:
+        rows = db.execute("SELECT owner_uid FROM leases WHERE namespace = ?", (namespace,)).fetchall()
+    assert rows == [(uid,)]
+    ctr("leases", "delete", namespace)

@@ -5,8 +5,10 @@
     hpack        header compression
     limits       what a peer may want at most
     sending      what goes out, as windows and the socket allow
+    reading      bytes into frames, in turns
     connection   the protocol's state, without gRPC
     rpc          gRPC's headers, statuses and message prefixes
+    inbound      what a client streams, waiting for its handler
     serving      calls on a connection
     server       listening, and ending well
 

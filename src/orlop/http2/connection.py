@@ -1,11 +1,9 @@
 """HTTP/2, the server's side of one connection: frames in, streams kept, windows given, bounds held. RFC 9113.
 
-What a stream carries is the subclass's business (`stream_opened`, `data_received_on`, `stream_reset`). Nothing here
-waits: a protocol of asyncio is called with what has come, deals with it, and writes what there is to say in one go.
+What a stream carries is the subclass's business (`headers_received`, `payload_received`, `stream_reset`). Nothing here
+waits.
 
-Reading pauses while the peer does not take our answers, and after `_FRAMES_PER_TURN` frames until the loop has been
-round once, so that no connection keeps the others waiting. What the peer may send without being read is bounded by the
-windows that we give; see `Limits` for everything else.
+What the peer may send without being read is bounded by the windows that we give; see `Limits` for everything else.
 """
 
 import asyncio
@@ -18,7 +16,6 @@ from orlop.http2.frames import (
     ENHANCE_YOUR_CALM,
     FLOW_CONTROL_ERROR,
     FRAME_SIZE_ERROR,
-    INTERNAL_ERROR,
     NO_ERROR,
     PROTOCOL_ERROR,
     REFUSED_STREAM,
@@ -27,19 +24,19 @@ from orlop.http2.frames import (
     StreamFault,
 )
 from orlop.http2.limits import Budget, Limits
-from orlop.http2.sending import Outlet, Sender
+from orlop.http2.reading import FrameProtocol
+from orlop.http2.sending import Outlet
 
 log: Final = logging.getLogger("orlop.http2")
 
-_FRAMES_PER_TURN: Final = 256
 # After GOAWAY the peer has this long to read it.
 _LINGER_S: Final = 5.0
+# How many streams' windows are set anew for the price of a frame that asks for nothing.
+_STREAMS_FOR_ONE: Final = 16
 _WRITE_HIGH: Final = 256 << 10
 _WRITE_LOW: Final = 64 << 10
 # Sent with the first GOAWAY of a graceful end: what the peer had sent before it heard arrives before the answer to it.
 _FAREWELL: Final = b"farewell"
-
-_unpack_head: Final = frames.HEAD.unpack_from
 
 
 class Stream(Outlet):
@@ -59,12 +56,8 @@ class Stream(Outlet):
         self.received_end = False
 
 
-class Connection(asyncio.BufferedProtocol):
-    """One accepted connection.
-
-    Args:
-        room: where the loop reads to; all connections of a loop may share it, since what has come is copied at once.
-            (A buffer of asyncio's own for each read costs more than all that is done here.)
+class Connection(FrameProtocol):
+    """One accepted connection. `room` is `FrameProtocol`'s.
 
     Attributes:
         streams: by number, until both halves are closed.
@@ -74,21 +67,16 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     def __init__(self, limits: Limits, room: memoryview) -> None:
+        super().__init__(room)
         self.limits = limits
-        self._room = room
-        self.loop = asyncio.get_running_loop()
         self.streams: dict[int, Stream] = {}
         self.closing = False
         self.header_limit: int | None = None
-        self.sender: Sender
-        self.transport: asyncio.Transport | None = None
         self.decoder = hpack.Decoder()
-        self._rest = b""
-        self._needed = len(frames.PREFACE)  # bytes of `_rest` before it is worth looking
-        self._greeted = False  # the preface has come
-        self._settled = False  # and the first SETTINGS
-        self._paused = False
-        self._ended = False  # GOAWAY for a fault is out, or the transport is gone
+        self.control = Budget(limits.control_burst, limits.control_rate)
+        self._resets = Budget(limits.reset_burst, limits.reset_rate)
+        self._sent_before = 0
+        self._settled = False  # the first SETTINGS have come
         self._last_stream = 0
         self._final_stream: int | None = None  # in the last GOAWAY: later streams are not looked at
         self._block: list[bytes] | None = None  # of a header block that is not complete
@@ -97,9 +85,6 @@ class Connection(asyncio.BufferedProtocol):
         self._block_flags = 0
         self._allowance = limits.connection_window
         self._spent = 0
-        self.control = Budget(limits.control_burst, limits.control_rate)
-        self._sent_before = 0
-        self._resets = Budget(limits.reset_burst, limits.reset_rate)
         self._timer: asyncio.TimerHandle | None = None
 
     # ---- for subclasses
@@ -154,7 +139,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def end_gracefully(self) -> None:
         """Say that no new streams are welcome, take those that cross it, and close after the last."""
-        if self._ended or self.closing or self.transport is None:
+        if self.ended or self.closing or self.transport is None:
             return
         self.closing = True
         if not self._settled:
@@ -165,9 +150,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def end(self, code: int, text: str) -> None:
         """Say why, reset everything, and close as soon as that is written."""
-        if self._ended or self.transport is None:
+        if self.ended or self.transport is None:
             return
-        self._ended = self.closing = True
+        self.ended = self.closing = True
         self._reset_all()
         last = self._last_stream if self._final_stream is None else self._final_stream
         self.sender.write(frames.goaway(last, code, text))
@@ -183,13 +168,12 @@ class Connection(asyncio.BufferedProtocol):
     # ---- asyncio's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(_WRITE_HIGH, _WRITE_LOW)
-        self.sender = Sender(transport, self.loop)
+        super().connection_made(transport)
+        assert self.transport is not None
+        self.transport.set_write_buffer_limits(_WRITE_HIGH, _WRITE_LOW)
         if not self.opened():
-            self._ended = True
-            transport.abort()
+            self.ended = True
+            self.transport.abort()
             return
         limits = self.limits
         self.sender.write(
@@ -206,102 +190,26 @@ class Connection(asyncio.BufferedProtocol):
         self._set_timer(limits.preface_timeout_s, self._silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = None
-        self._ended = self.closing = True
+        super().connection_lost(exc)
+        self.closing = True
         self._set_timer(None, self.abort)
-        self._rest = b""
         self._reset_all()
         self.closed()
 
-    def eof_received(self) -> bool:
-        return False  # closes the transport: a client that has stopped talking has gone
-
-    def pause_writing(self) -> None:
-        self.sender.writable = False
-
-    def resume_writing(self) -> None:
-        self.sender.resume()
-        if self._paused:
-            self.loop.call_soon(self._go_on)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._room
-
-    def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(self._room[:nbytes])
-        if self._rest:
-            data = self._rest + data
-            if len(data) < self._needed:
-                self._rest = data
-                return
-        self._deal(data)
-
     # ---- frames
 
-    def _deal(self, data: bytes) -> None:
-        """Deal with the whole frames in `data` and keep the rest."""
-        sender = self.sender
-        sender.cork()
+    def frame_received(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if self._block is not None and kind != frames.CONTINUATION:
+            raise ConnectionFault(PROTOCOL_ERROR, "header block is interrupted")
+        if not self._settled and kind != frames.SETTINGS:
+            raise ConnectionFault(PROTOCOL_ERROR, "first frame is no SETTINGS")
+        if kind > frames.CONTINUATION:
+            self._spend_control()  # unknown kinds are ignored: section 5.5
+            return
         try:
-            self._rest = data[self._read(data) :]
-        except ConnectionFault as fault:
-            log.info("http2: connection ended: %s", fault.text)
-            self.end(fault.code, fault.text)
-        except Exception:
-            log.exception("http2: defect while reading")
-            self.end(INTERNAL_ERROR, "")
-        finally:
-            sender.uncork()
-
-    def _read(self, data: bytes) -> int:
-        """How far `data` has been dealt with."""
-        position = 0
-        if not self._greeted:
-            position = self._read_preface(data)
-            if not position:
-                return 0
-        size = len(data)
-        turn = _FRAMES_PER_TURN
-        while not self._ended:
-            start = position + frames.HEAD_SIZE
-            if start > size:
-                self._needed = frames.HEAD_SIZE
-                break
-            head, flags, stream = _unpack_head(data, position)
-            length = head >> 8
-            if length > frames.DEFAULT_FRAME_SIZE:
-                raise ConnectionFault(FRAME_SIZE_ERROR, f"frame of {length} bytes")
-            stop = start + length
-            if stop > size:
-                self._needed = stop - position
-                break
-            if turn == 0 or not self.sender.writable:
-                self._pause()
-                break
-            turn -= 1
-            position = stop
-            kind = head & 0xFF
-            if self._block is not None and kind != frames.CONTINUATION:
-                raise ConnectionFault(PROTOCOL_ERROR, "header block is interrupted")
-            if not self._settled and kind != frames.SETTINGS:
-                raise ConnectionFault(PROTOCOL_ERROR, "first frame is no SETTINGS")
-            if kind <= frames.CONTINUATION:
-                try:
-                    _HANDLERS[kind](self, flags, stream & frames.STREAM_MASK, data[start:stop])
-                except StreamFault as fault:
-                    self._fault(fault)
-            else:
-                self._spend_control()  # unknown kinds are ignored: section 5.5
-        return size if self._ended else position
-
-    def _read_preface(self, data: bytes) -> int:
-        preface = frames.PREFACE
-        if data[: len(preface)] == preface:
-            self._greeted = True
-            return len(preface)
-        if not preface.startswith(data):
-            raise ConnectionFault(PROTOCOL_ERROR, "no HTTP/2 preface")
-        return 0
+            _HANDLERS[kind](self, flags, stream, payload)
+        except StreamFault as fault:
+            self._fault(fault)
 
     def _fault(self, fault: StreamFault) -> None:
         self._spend_control()
@@ -426,7 +334,8 @@ class Connection(asyncio.BufferedProtocol):
             self._settled = True
             self._set_timer(None, self._silent)
         else:
-            self._spend_control()
+            # A new window is put on every stream.
+            self._spend_control(1 + len(self.streams) // _STREAMS_FOR_ONE)
         values = list(frames.read_settings(payload))
         # Before any data that a wider window lets out: grpcio counts by the new one from the acknowledgement on.
         self.sender.write(frames.SETTINGS_ACK)
@@ -484,12 +393,12 @@ class Connection(asyncio.BufferedProtocol):
 
     # ---- holding back and ending
 
-    def _spend_control(self) -> None:
+    def _spend_control(self, count: int = 1) -> None:
         # Whatever we send may be answered by frames that keep the line going: window updates, pings that measure it.
         if self.sender.sent != self._sent_before:
             self._sent_before = self.sender.sent
             self.control.give(self.limits.control_burst)
-        if not self.control.take():
+        if not self.control.take(count):
             raise ConnectionFault(ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
 
     def refuse(self, stream: int) -> None:
@@ -501,23 +410,6 @@ class Connection(asyncio.BufferedProtocol):
     def is_last(self) -> bool:
         """Whether the stream just opened came after our last word on which are taken."""
         return self._final_stream is not None
-
-    def _pause(self) -> None:
-        """Read no more: until the peer has taken our answers, or, if it has, until others have had their turn."""
-        if not self._paused and self.transport is not None and not self.transport.is_closing():
-            self._paused = True
-            self.transport.pause_reading()
-            if self.sender.writable:
-                self.loop.call_soon(self._go_on)
-
-    def _go_on(self) -> None:
-        if not self._paused or not self.sender.writable or self.transport is None or self._ended:
-            return
-        self._paused = False
-        data, self._rest = self._rest, b""
-        self._deal(data)
-        if not self._paused and not self.transport.is_closing():
-            self.transport.resume_reading()
 
     def _close_if_idle(self) -> None:
         if self.closing and not self.streams and self._final_stream is not None and self.transport is not None:

@@ -56,15 +56,15 @@ class Budget:
         self._left = float(burst)
         self._since = time.monotonic()
 
-    def take(self) -> bool:
-        """Use one up; False if none is left."""
-        if self._left < 1:
+    def take(self, count: int = 1) -> bool:
+        """Use some up; False if so many are not left."""
+        if self._left < count:
             now = time.monotonic()
             self._left = min(float(self._burst), self._left + (now - self._since) * self._rate)
             self._since = now
-            if self._left < 1:
+            if self._left < count:
                 return False
-        self._left -= 1
+        self._left -= count
         return True
 
     def give(self, count: int) -> None:

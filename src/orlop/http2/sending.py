@@ -93,7 +93,7 @@ class Sender:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._gathered: list[bytes] = []
+        self._gathered: list[bytes | memoryview] = []
         self._size = 0
         self._corked = False
         self._flush_planned = False
@@ -107,8 +107,8 @@ class Sender:
 
     # ---- frames
 
-    def write(self, data: bytes) -> None:
-        """Whole frames without data, written with the next flush."""
+    def write(self, data: bytes | memoryview) -> None:
+        """Whole frames, written with the next flush."""
         self._gathered.append(data)
         self._size += len(data)
         if self._size > _GATHER:
@@ -123,8 +123,8 @@ class Sender:
             self.sent += length
             outlet.sent_end = True
             self.write(b"".join((head, HEAD.pack(length << 8, 0, outlet.id), message, tail)))
-            self.flush()
             outlet.finished()
+            self.flush()
             return
         self.write(head)
         self.send(outlet, message)
@@ -262,7 +262,8 @@ class Sender:
         while left > 0 and parts:
             part = parts[0]
             size = min(left, self.frame_size, len(part))
-            self.write(HEAD.pack(size << 8, 0, outlet.id) + part[:size])
+            self.write(HEAD.pack(size << 8, 0, outlet.id))
+            self.write(part[:size])
             left -= size
             outlet.window -= size
             self.window -= size

@@ -5,13 +5,13 @@ import logging
 import socket
 import struct
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from orlop.http2 import frames, rpc
 from orlop.http2.connection import Connection, Stream
+from orlop.http2.inbound import Inbound
 from orlop.http2.rpc import PREFIX, PREFIX_SIZE, Refusal, Request, RpcError, Status
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ log: Final = logging.getLogger("orlop.http2")
 
 # A generator that never waits must let others run now and then.
 _MESSAGES_PER_TURN: Final = 32
-# What a waiting message costs beside its bytes, so that empty ones are not free.
-_MESSAGE_OVERHEAD: Final = 64
 # Frames that ask for nothing, for each call: see `Limits`.
 _CONTROL_PER_CALL: Final = 4
 # Requests that repeat are read once, for as long as the connection's header table stands still.
@@ -260,13 +258,16 @@ class GrpcConnection(Connection):
             stop = position + PREFIX_SIZE + length
             if stop > size:
                 break
-            if call.inbound is not None:
-                call.inbound.feed(bytes(data[position + PREFIX_SIZE : stop]))
-            elif call.message is None:
-                call.message = bytes(data[position + PREFIX_SIZE : stop])
-            else:
+            if call.inbound is None and call.message is not None:
                 self._fail(call, _TWO_MESSAGES)
                 return
+            # Through a view: a slice of a bytearray would be a second copy.
+            with memoryview(data) as view:
+                message = bytes(view[position + PREFIX_SIZE : stop])
+            if call.inbound is not None:
+                call.inbound.feed(message)
+            else:
+                call.message = message
             self.held += stop - position
             position = stop
         if position < size:
@@ -311,7 +312,7 @@ class GrpcConnection(Connection):
         call.answer = answer
         self._start(call, self._finish_unary(call, answer))
 
-    def _start_stream(self, call: Call, argument: "bytes | Inbound") -> None:
+    def _start_stream(self, call: Call, argument: bytes | Inbound) -> None:
         self._start(call, self._finish_stream(call, argument))
 
     def _start(self, call: Call, run: Coroutine[Any, Any, None]) -> None:
@@ -339,7 +340,7 @@ class GrpcConnection(Connection):
             return
         self._answer(call, message)
 
-    async def _finish_stream(self, call: Call, argument: "bytes | Inbound") -> None:
+    async def _finish_stream(self, call: Call, argument: bytes | Inbound) -> None:
         try:
             produced = call.method.handler(call.context, argument)
             try:
@@ -451,67 +452,6 @@ class GrpcConnection(Connection):
             self._fail(call, error.status)
         else:
             self._fail(call, self._server.status_of(error, call.method.name))
-
-
-class Inbound:
-    """What a client sends on a stream, as the async iterator that the handler reads.
-
-    While more than `Limits.stream_backlog` waits, the stream's window is not given back, so this client waits and
-    nobody else.
-    """
-
-    __slots__ = ("_call", "_closed", "_connection", "_items", "_size", "_waiter")
-
-    def __init__(self, connection: GrpcConnection, call: Call) -> None:
-        self._connection = connection
-        self._call = call
-        self._items: deque[bytes] = deque()
-        self._size = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._closed = False
-
-    @property
-    def open(self) -> bool:
-        """Whether more may come before the handler takes what waits."""
-        return self._size <= self._connection.limits.stream_backlog
-
-    def feed(self, message: bytes) -> None:
-        self._items.append(message)
-        self._size += len(message) + _MESSAGE_OVERHEAD
-        self._wake()
-
-    def close(self) -> None:
-        """The client has said all."""
-        self._closed = True
-        self._wake()
-
-    def drop(self) -> None:
-        """The call has ended: forget what waits."""
-        self._connection.held -= sum(len(message) + PREFIX_SIZE for message in self._items)
-        self._items.clear()
-        self._size = 0
-        self.close()
-
-    def __aiter__(self) -> "Inbound":
-        return self
-
-    async def __anext__(self) -> bytes:
-        while not self._items:
-            if self._closed:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        message = self._items.popleft()
-        self._size -= len(message) + _MESSAGE_OVERHEAD
-        self._connection.held -= len(message) + PREFIX_SIZE
-        if self.open and not self._call.ended:
-            self._connection.give_back(self._call)
-        return message
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-        self._waiter = None
 
 
 def credentials(sock: Any) -> Peer:

@@ -49,7 +49,7 @@ class Grpc:
     """The gRPC door. `door` is one of DOORS."""
 
     address: str = DEFAULT_ADDRESS
-    door: str = "grpcio"
+    door: str = "lean"
     uid: int = 0
     gid: int = 0
     max_recv_message_size: int = MESSAGE_LIMIT

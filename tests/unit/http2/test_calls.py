@@ -221,6 +221,8 @@ def test_an_early_answer_stands_and_the_rest_is_not_wanted(running):
     client = running.client()
     client.request(1, "/t.T/Early", b"1", end=False)
     assert client.answer(1).messages == [b"that will do"]
+    while client.answers[1].reset is None:
+        assert client.step()
     client.raw(frames.frame(frames.DATA, 0, 1, message(b"more")) + frames.frame(frames.DATA, frames.END_STREAM, 1))
     assert client.call(3).status == OK
     assert client.answers[1].reset == frames.NO_ERROR

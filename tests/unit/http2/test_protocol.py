@@ -381,6 +381,18 @@ def test_floods_end_the_connection(start, name):
     assert running.state() == (1, 0, 0)
 
 
+def test_settings_cost_more_the_more_streams_they_change(start):
+    running = start(control_burst=50, control_rate=0.0)
+    client = running.client()
+    for stream in range(1, 400, 2):
+        client.request(stream, "/t.T/Never")
+        assert running.handlers.entered.acquire(timeout=30)
+    client.raw(frames.settings([(frames.INITIAL_WINDOW_SIZE, 65535)]) * 5)
+    goaway = client.end()
+    assert goaway is not None
+    assert goaway[1] == ENHANCE_YOUR_CALM
+
+
 def test_answers_give_the_budget_back(start):
     client = start(control_burst=50, control_rate=0.0).client()
     for stream in range(1, 401, 2):
@@ -394,7 +406,7 @@ def test_a_budget_refills():
     budget = Budget(3, 0.0)
     assert [budget.take() for _ in range(5)] == [True, True, True, False, False]
     budget.give(2)
-    assert [budget.take() for _ in range(3)] == [True, True, False]
+    assert [budget.take(3), budget.take(2), budget.take()] == [False, True, False]
 
 
 def test_header_lists_are_bounded(start):
