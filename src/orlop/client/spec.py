@@ -70,6 +70,7 @@ MASKED_PATHS: Final = (
     "/proc/timer_stats",
     "/proc/sched_debug",
     "/sys/firmware",
+    "/sys/devices/virtual/powercap",  # how much power a neighbour takes tells secrets: CVE-2020-8694
     "/proc/scsi",
 )
 READONLY_PATHS: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
