@@ -9,20 +9,23 @@ Source: ImportIndex in containerd's core/images/archive.
 
 import contextlib
 import hashlib
-import io
 import os
 import posixpath
-import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import IO, Any, Final
 
 from orlop.base import json_text, references
 from orlop.base.errdefs import AlreadyExistsError, InvalidArgumentError, NotFoundError, OrlopError
 from orlop.base.labels import UNCOMPRESSED
 from orlop.base.platforms import ALL, Matcher
+from orlop.core.diff import tar
+from orlop.core.diff.errors import ArchiveError
+from orlop.core.diff.stream import uncompressed
+from orlop.core.diff.tar import Reader
 from orlop.core.images.gc_labels import child_labels, label_of
 from orlop.core.images.handlers import MAX_DEPTH, select
-from orlop.core.transfer import CHUNK_BYTES, Content
+from orlop.core.transfer import Content
 from orlop.core.transfer.naming import NAME_ANNOTATION, REF_ANNOTATION
 from orlop.core.transfer.progress import Callback, Progress, Status
 from orlop.core.transfer.threads import Thread
@@ -41,6 +44,14 @@ from orlop.oci.image import (
 )
 
 LAYOUT_VERSION: Final = "1.0.0"
+MAX_ENTRIES: Final = 1 << 16
+"""Headers of an archive; an image has a few dozen."""
+MAX_NAMES: Final = 16 << 20
+"""Bytes of all names and link targets together."""
+MAX_PADDING: Final = 16 << 20
+"""Bytes after an archive's end."""
+MAX_LISTED: Final = 4096
+"""Layers of an image, and names in a Docker archive."""
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _GZIP_WBITS: Final = 31  # zlib's way to ask for gzip's header
@@ -106,6 +117,16 @@ async def _wanted(content: Content, descriptor: Descriptor, kind: str) -> bytes:
         raise NotFoundError(f"archive: {kind} {descriptor.digest}") from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Member:
+    """A file or a link of an archive; `kind` is one of core.diff.tar's."""
+
+    kind: int
+    name: str
+    link: str
+    size: int
+
+
 class _Reader:
     """One pass over an archive."""
 
@@ -121,8 +142,8 @@ class _Reader:
         self._docker: Any = None  # the JSON of manifest.json
 
     async def read(self) -> Descriptor:
-        archive = await self._thread.run(_open_tar, self._source)
-        while (member := await self._thread.run(_next_member, archive)) is not None:
+        archive = _Archive(self._source)
+        while (member := await self._thread.run(archive.next)) is not None:
             await self._take(archive, member)
         if self._layout:
             if self._layout != LAYOUT_VERSION:
@@ -135,21 +156,18 @@ class _Reader:
             raise InvalidArgumentError("unrecognized image format: neither oci-layout nor manifest.json is there")
         return await self._docker_index()
 
-    async def _take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    async def _take(self, archive: "_Archive", member: _Member) -> None:
         name = posixpath.normpath(member.name)
-        if member.issym() or member.islnk():
-            target = member.linkname if member.islnk() else posixpath.join(posixpath.dirname(name), member.linkname)
+        if member.kind != tar.REGULAR:
+            hard = member.kind == tar.LINK
+            target = member.link if hard else posixpath.join(posixpath.dirname(name), member.link)
             self._links[name] = posixpath.normpath(target)
             return
-        if not member.isreg():
-            return
-        file = archive.extractfile(member)
-        assert file is not None  # a regular member has bytes
         if name in ("oci-layout", "manifest.json"):
             if member.size > MAX_MANIFEST_SIZE:
                 raise InvalidArgumentError(f"archive: {name} has {member.size} bytes")
             try:
-                value = json_text.loads(await self._thread.run(_read, file, member.size))
+                value = json_text.loads(await self._thread.run(archive.whole))
             except ValueError as error:
                 raise InvalidArgumentError(f"archive: {name} is no JSON: {error}") from error
             if name == "oci-layout":
@@ -157,9 +175,9 @@ class _Reader:
             else:
                 self._docker = value
             return
-        self._files[name] = await self._store(name, file, member.size)
+        self._files[name] = await self._store(name, archive, member.size)
 
-    async def _store(self, name: str, file: IO[bytes], size: int) -> Descriptor:
+    async def _store(self, name: str, archive: "_Archive", size: int) -> Descriptor:
         """Bring a file's bytes into the content store."""
         expected = _digest_of_path(name)
         ref = f"import-{expected or name}-{os.urandom(4).hex()}"
@@ -175,7 +193,7 @@ class _Reader:
             async with opened as writer:
                 # Another namespace may have the blob: then the store has the bytes, and shares them.
                 there = writer.offset
-                while chunk := await self._thread.run(_read, file, CHUNK_BYTES):
+                while chunk := await self._thread.run(archive.piece):
                     state.update(chunk)
                     fresh, there = chunk[there:], max(0, there - len(chunk))
                     if fresh:
@@ -198,13 +216,15 @@ class _Reader:
     async def _docker_index(self) -> Descriptor:
         if not isinstance(self._docker, list):
             raise InvalidArgumentError("archive: manifest.json is no list")
-        entries = []
+        entries: list[Descriptor] = []
         for one in self._docker:
             if not isinstance(one, dict) or not isinstance(one.get("Config"), str):
                 raise InvalidArgumentError("archive: manifest.json has an entry without Config")
             manifest = await self._docker_manifest(one)
             names = [name for name in one.get("RepoTags") or [] if isinstance(name, str)]
             entries += [manifest] if not names else [_named(manifest, name) for name in names]
+            if len(entries) > MAX_LISTED:
+                raise InvalidArgumentError(f"archive: manifest.json names more than {MAX_LISTED} images")
         return await self._write(encode(Index(manifests=tuple(entries))), media_types.OCI_INDEX)
 
     async def _docker_manifest(self, entry: dict[str, Any]) -> Descriptor:
@@ -213,7 +233,10 @@ class _Reader:
         config = decode_image(blob, what=f"archive: {entry['Config']}")
         if not config.os or not config.architecture:
             raise InvalidArgumentError(f"archive: {entry['Config']} names no platform")
-        layers = [await self._layer(self._file(str(name))) for name in entry.get("Layers") or []]
+        listed = entry.get("Layers") or []
+        if not isinstance(listed, list) or len(listed) > MAX_LISTED:
+            raise InvalidArgumentError(f"archive: Layers of {entry['Config']} is no list, or of more than {MAX_LISTED}")
+        layers = [await self._layer(self._file(str(name))) for name in listed]
         manifest = Manifest(
             media_type=media_types.DOCKER_MANIFEST,
             config=Descriptor(media_type=media_types.DOCKER_CONFIG, digest=config_file.digest, size=config_file.size),
@@ -311,52 +334,60 @@ def _digest_of_path(name: str) -> str:
     return ""
 
 
-def _open_tar(source: IO[bytes]) -> tarfile.TarFile:
-    try:
-        return tarfile.open(fileobj=_decompressed(source), mode="r|")
-    except (tarfile.TarError, EOFError) as error:
-        raise InvalidArgumentError(f"archive is no tar: {error}") from error
-
-
-def _decompressed(source: IO[bytes]) -> Any:  # Any: the compressors' file classes declare no common base
-    """The tar's bytes, out of gzip or zstd where they are compressed."""
-    buffered: Any = source if hasattr(source, "peek") else io.BufferedReader(_Raw(source), CHUNK_BYTES)
-    start = buffered.peek(4)[:4]
-    if start.startswith(_GZIP):
-        from isal import igzip
-
-        return igzip.IGzipFile(fileobj=buffered, mode="rb")  # type: ignore[no-untyped-call]
-    if start.startswith(_ZSTD):
-        from backports import zstd
-
-        return zstd.ZstdFile(buffered, mode="rb")
-    return buffered
-
-
-class _Raw(io.RawIOBase):
-    """A file-like object that can only read, as a raw stream that io can buffer."""
+class _Archive:
+    """The archive, for a thread: its entries and their bytes; what an archive can make large is bounded."""
 
     def __init__(self, source: IO[bytes]) -> None:
-        self._source = source
+        self._chunks = uncompressed(source.read)
+        self._reader = Reader(self._chunks)
+        self._reader.max_entries = MAX_ENTRIES
+        self._pieces: Iterator[memoryview] = iter(())
+        self._names = 0
 
-    def readable(self) -> bool:
-        return True
+    def next(self) -> _Member | None:
+        """The next entry that is a file or a link.
 
-    def readinto(self, buffer: Any) -> int:  # Any: the buffer protocol has no type before Python 3.12
-        data = self._source.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        Raises:
+            InvalidArgumentError: the archive is damaged, or larger in some way than any image's.
+        """
+        try:
+            for _ in self._pieces:
+                pass  # what its reader has left
+            while (entry := self._reader.next()) is not None:
+                if entry.type not in (tar.REGULAR, tar.LINK, tar.SYMLINK):
+                    continue
+                if entry.segments is not None:
+                    raise ArchiveError("a sparse file", entry.name)
+                self._names += len(entry.name) + len(entry.link)
+                if self._names > MAX_NAMES:
+                    raise ArchiveError(f"names of more than {MAX_NAMES} bytes")
+                self._pieces = self._reader.pieces(entry.stored)
+                return _Member(kind=entry.type, name=_text(entry.name), link=_text(entry.link), size=entry.size)
+            self._end()
+        except (ArchiveError, OSError, ValueError) as error:
+            what = "cannot be read" if self._names else "is no tar"
+            raise InvalidArgumentError(f"archive {what}: {error}") from error
+        return None
+
+    def _end(self) -> None:
+        """Read what pads the archive, and so check a compressed one to its end."""
+        left = MAX_PADDING
+        for chunk in self._chunks:
+            left -= len(chunk)
+            if left < 0:
+                raise ArchiveError(f"more than {MAX_PADDING} bytes follow its end")
+
+    def piece(self) -> bytes:
+        """Some bytes of the current file, empty at its end; as `next`."""
+        try:
+            return bytes(next(self._pieces, b""))
+        except (ArchiveError, OSError, ValueError) as error:
+            raise InvalidArgumentError(f"archive cannot be read: {error}") from error
+
+    def whole(self) -> bytes:
+        """The current file."""
+        return b"".join(iter(self.piece, b""))
 
 
-def _next_member(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
-    try:
-        return archive.next()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise InvalidArgumentError(f"archive cannot be read: {error}") from error
-
-
-def _read(file: IO[bytes], size: int) -> bytes:
-    try:
-        return file.read(size)
-    except (tarfile.TarError, EOFError) as error:
-        raise InvalidArgumentError(f"archive cannot be read: {error}") from error
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
