@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 from pathlib import Path
@@ -17,6 +18,7 @@ from orlop.base.errdefs import FailedPreconditionError, NotFoundError
 from orlop.client.spec import SpecOptions
 from orlop.core.mount import Mount
 from orlop.engine import Engine
+from orlop.oci.media_types import OCI_LAYER
 from tools import residue
 
 pytestmark = pytest.mark.root
@@ -139,3 +141,17 @@ def test_leaving_undoes_mounts_unless_told_to_keep_them(places):
     assert os.path.islink(place)
     assert asyncio.run(activate(keep=False)) == place
     assert not os.path.lexists(place)
+
+
+def test_layers_are_made_in_process(places, tmp_path):
+    (tmp_path / "file").write_text("contents")
+    upper = [Mount(type="bind", source=str(tmp_path), options=("ro", "rbind"))]
+
+    async def run():
+        async with Engine(**places) as engine:
+            held = engine.with_lease((await engine.leases.create("layers")).id)
+            layer = await held.diff.compare([], upper, media_type=OCI_LAYER)
+            return await held.content.read(layer.digest)
+
+    with tarfile.open(fileobj=io.BytesIO(asyncio.run(run()))) as archive:
+        assert archive.getnames() == ["file"]
