@@ -28,6 +28,9 @@ WINDOW: Final = 1 << 20
 PIECE: Final = 256 << 10
 """The most in one message."""
 
+GARBLED: Final = "proto: cannot parse invalid wire-format data"
+"""What Go says of a packed message that is none."""
+
 _MOST_WINDOW: Final = (1 << 31) - 1
 
 

@@ -9,16 +9,17 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
 
 from orlop.api.services.streaming.v1 import streaming_pb2 as api
 from orlop.base import namespaces
-from orlop.base.errdefs import OrlopError, UnknownError, from_status
+from orlop.base.errdefs import AlreadyExistsError, OrlopError, UnknownError, from_status
 from orlop.base.quoting import quote
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.kinds import GRPC, STREAMING
 from orlop.core.plugin import Context, Registration
 from orlop.core.streaming import Buffer, Manager, Packed
-from orlop.core.streaming.proxy import is_a, pack
+from orlop.core.streaming.proxy import GARBLED, is_a, pack
 
 log: Final = logging.getLogger(__name__)
 
@@ -36,7 +37,11 @@ class Streaming:
         namespace = namespaces.validate(call.namespace)
         name = _name(await anext(requests, None))
         served = _Served()
-        self._manager.register(namespace, name, served, lease=call.lease)
+        try:
+            self._manager.register(namespace, name, served, lease=call.lease)
+        except AlreadyExistsError:
+            # containerd does not translate this one, so its clients see no class.
+            raise from_status(UnknownError.code, "already exists") from None
         reading = asyncio.create_task(served.read(requests), name=f"stream {name}")
         try:
             yield pack(Empty())
@@ -82,7 +87,10 @@ def _name(first: Packed | None) -> str:
     if not is_a(first, api.StreamInit):
         wanted = quote(api.StreamInit.DESCRIPTOR.full_name)
         raise UnknownError(f"can't unmarshal type {quote(first.type_url)} to output {wanted}")
-    return api.StreamInit.FromString(first.value).id
+    try:
+        return api.StreamInit.FromString(first.value).id
+    except DecodeError:
+        raise from_status(UnknownError.code, GARBLED) from None
 
 
 def _init(context: Context) -> Service:

@@ -14,21 +14,20 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
 
 from orlop.api.services.transfer.v1 import transfer_pb2 as api
-from orlop.api.types.transfer import container_pb2, imagestore_pb2, importexport_pb2, registry_pb2, streaming_pb2
+from orlop.api.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from orlop.base import namespaces
 from orlop.base.errdefs import (
-    InvalidArgumentError,
-    NotFoundError,
     UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
+    UnknownError,
     from_status,
 )
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.kinds import GRPC, STREAMING, TRANSFER
 from orlop.core.plugin import Context, Registration
 from orlop.core.streaming import Manager, Packed, Stream
-from orlop.core.streaming.proxy import Sender, is_a, pack, received
+from orlop.core.streaming.proxy import GARBLED, Sender, is_a, pack, received
 from orlop.core.transfer.ends import (
     AuthKind,
     ImageExportStream,
@@ -45,8 +44,6 @@ log: Final = logging.getLogger(__name__)
 
 DRAIN_S: Final = 10.0
 """For the client to take the last events; containerd's value."""
-
-_OTHER_ENDS: Final = (container_pb2.ContainerPath, streaming_pb2.ReadStream, streaming_pb2.WriteStream)
 
 
 class Transfer:
@@ -96,9 +93,9 @@ class _Ends:
             return self._import(_read(packed, importexport_pb2.ImageImportStream))
         if is_a(packed, importexport_pb2.ImageExportStream):
             return self._export(_read(packed, importexport_pb2.ImageExportStream))
-        if any(is_a(packed, kind) for kind in _OTHER_ENDS):
+        if _is_known(packed):
             return packed.type_url
-        raise NotFoundError(f"type with url {packed.type_url}")
+        raise from_status(UnknownError.code, f"type with url {packed.type_url}: not found")
 
     def _stream(self, name: str) -> Stream:
         stream = self._manager.get(self._namespace, name)
@@ -205,12 +202,21 @@ class _Told:
                 await self._wake.wait()
 
 
+def _is_known(packed: Packed) -> bool:
+    """Whether it is a message of the API, though none that can be moved from or to."""
+    try:
+        api.DESCRIPTOR.pool.FindMessageTypeByName(packed.type_url.rpartition("/")[2])
+    except KeyError:
+        return False
+    return True
+
+
 def _read(packed: Packed, kind: type[Any]) -> Any:
     # Any: one function for several classes of messages.
     try:
         return kind.FromString(packed.value)
-    except DecodeError as error:
-        raise InvalidArgumentError(f"{packed.type_url} cannot be decoded: {error}") from error
+    except DecodeError:
+        raise from_status(UnknownError.code, GARBLED) from None
 
 
 def _init(context: Context) -> Service:
