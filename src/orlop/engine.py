@@ -28,9 +28,10 @@ from orlop.base.errdefs import (
 )
 from orlop.base.rpc import Call, Method, Peer, Service
 from orlop.client.channel import Stream
-from orlop.core.kinds import MOUNT_MANAGER, RUNTIME
+from orlop.core.kinds import MOUNT_MANAGER, RUNTIME, SANDBOX_CONTROLLER
 from orlop.core.plugin import Registration
 from orlop.core.runtime import Task
+from orlop.core.runtime.sandboxes import ShimController
 from orlop.server.config import Config
 from orlop.server.daemon import Daemon
 from orlop.server.doors import status_of
@@ -49,7 +50,8 @@ class Engine(Client):
         root: directory of what survives; its lock keeps other engines and daemons off.
         state: directory of what does not survive a boot; short, for sockets lie in it (about 60 characters at most).
         namespace: of the calls of this client.
-        keep: leave tasks running and mounts active on leaving; the next engine on the same directories finds them.
+        keep: leave tasks and sandboxes running and mounts active on leaving; the next engine on the same directories
+            finds them.
         config: everything else; its root, state and addresses are replaced.
         plugins: the plug-ins instead of the built-in ones.
 
@@ -86,6 +88,7 @@ class Engine(Client):
             await stack.enter_async_context(self._daemon.doors(grpc=False))
             if not self._keep:
                 stack.push_async_callback(self._undo_mounts)
+                stack.push_async_callback(self._end_sandboxes)
                 stack.push_async_callback(self._stop_tasks)
             await super().__aenter__()
             self._stack = stack.pop_all()
@@ -119,6 +122,15 @@ class Engine(Client):
                 continue
             with contextlib.suppress(NotFoundError):
                 await manager.delete(task.namespace, task.id)
+
+    async def _end_sandboxes(self) -> None:
+        """Shut down every sandbox of the built-in controller, so that no supervisor stays for one."""
+        if self._daemon is None:
+            return
+        with contextlib.suppress(NotFoundError):  # there is no such controller here
+            controller = self._daemon.graph.get(SANDBOX_CONTROLLER, "shim")
+            if isinstance(controller, ShimController):
+                await controller.shutdown_all()
 
     async def _undo_mounts(self) -> None:
         """Undo every activation of mounts; what resists is logged there."""

@@ -155,3 +155,22 @@ def test_layers_are_made_in_process(places, tmp_path):
 
     with tarfile.open(fileobj=io.BytesIO(asyncio.run(run()))) as archive:
         assert archive.getnames() == ["file"]
+
+
+def test_leaving_ends_sandboxes_unless_told_to_keep_them(places):
+    async def start(keep):
+        async with Engine(**places, keep=keep) as engine:
+            if not await engine.sandboxes.list():
+                await (await engine.sandboxes.create("pod")).start()
+            return (await (await engine.sandboxes.get("pod")).status()).state
+
+    assert asyncio.run(start(keep=True)) == "SANDBOX_READY"
+    assert asyncio.run(start(keep=False)) == "SANDBOX_READY"
+
+    async def look():
+        async with Engine(**places) as engine:
+            status = await (await engine.sandboxes.get("pod")).status()
+            await (await engine.sandboxes.get("pod")).delete()
+            return status.state
+
+    assert asyncio.run(look()) == ""

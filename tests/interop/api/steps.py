@@ -24,13 +24,14 @@ from orlop.api.services.images.v1 import images_pb2
 from orlop.api.services.introspection.v1 import introspection_pb2
 from orlop.api.services.leases.v1 import leases_pb2
 from orlop.api.services.namespaces.v1 import namespaces_pb2
+from orlop.api.services.sandbox.v1 import sandbox_pb2
 from orlop.api.services.snapshots.v1 import snapshots_pb2
 from orlop.api.services.tasks.v1 import tasks_pb2
 from orlop.api.services.version.v1 import version_pb2
 from orlop.oci.digest import Digest
 
 SERVICES: Final = {
-    name: module.DESCRIPTOR.services_by_name[name]
+    name: module.DESCRIPTOR.services_by_name[name.removeprefix("Sandbox")]
     for name, module in (
         ("Containers", containers_pb2),
         ("Content", content_pb2),
@@ -40,6 +41,7 @@ SERVICES: Final = {
         ("Introspection", introspection_pb2),
         ("Leases", leases_pb2),
         ("Namespaces", namespaces_pb2),
+        ("SandboxStore", sandbox_pb2),
         ("Snapshots", snapshots_pb2),
         ("Tasks", tasks_pb2),
         ("Version", version_pb2),

@@ -169,6 +169,14 @@ class ShimController:
     async def update(self, namespace: str, sandbox_id: str, sandbox: Sandbox, fields: Sequence[str]) -> None:
         """Nothing that a shim could be told: its API has no update."""
 
+    async def shutdown_all(self) -> None:
+        """Shut down every sandbox of every namespace; what resists is logged and left to the next daemon."""
+        for namespace, sandbox_id in self._shims.sandboxes():
+            try:
+                await self.shutdown(namespace, sandbox_id)
+            except OrlopError as error:
+                log.error("sandbox is left", extra={"namespace": namespace, "id": sandbox_id, "error": str(error)})
+
     async def load(self) -> None:
         """Find the sandboxes that an earlier daemon left, and clean up after shims that are gone."""
         bundles = await asyncio.to_thread(list, self._bundles)

@@ -80,6 +80,10 @@ class ShimManager:
                 return shim
         return None
 
+    def sandboxes(self) -> list[tuple[str, str]]:
+        """Namespace and id of every sandbox that a shim holds."""
+        return [(shim.namespace, name) for shim in self._shims.values() for name in shim.sandboxes]
+
     async def connect(self, namespace: str, bootstrap: Bootstrap, binary: ShimBinary | None) -> Shim:
         """The shim at an address; see `Shim.connect` for errors."""
         key = (namespace, bootstrap.address)
