@@ -85,7 +85,6 @@ class Call(Stream):
     """
 
     __slots__ = (
-        "answer",
         "connection",
         "context",
         "ended",
@@ -112,17 +111,9 @@ class Call(Stream):
         self.head_sent = False
         self.timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
-        self.answer: object = None
 
     def finished(self) -> None:
         self.connection.outlet_finished(self)
-
-    def task_done(self, task: "asyncio.Task[None]") -> None:
-        self.connection.task_done(task)
-        # A task that is cancelled before its first step never awaits what the handler returned.
-        answer, self.answer = self.answer, None
-        if asyncio.iscoroutine(answer):
-            answer.close()
 
 
 class GrpcConnection(Connection):
@@ -309,7 +300,6 @@ class GrpcConnection(Connection):
         if type(answer) is bytes:
             self._answer(call, answer)
             return
-        call.answer = answer
         self._start(call, self._finish_unary(call, answer))
 
     def _start_stream(self, call: Call, argument: bytes | Inbound) -> None:
@@ -323,9 +313,9 @@ class GrpcConnection(Connection):
             return
         call.task = task
         self._server.tasks.add(task)
-        task.add_done_callback(call.task_done)
+        task.add_done_callback(self._task_done)
 
-    def task_done(self, task: "asyncio.Task[None]") -> None:
+    def _task_done(self, task: "asyncio.Task[None]") -> None:
         self.running -= 1
         self._server.tasks.discard(task)
 
@@ -415,8 +405,8 @@ class GrpcConnection(Connection):
 
     def stream_reset(self, stream: Stream) -> None:
         assert isinstance(stream, Call)
-        if self._finish(stream) and stream.task is not None:
-            stream.task.cancel()
+        if self._finish(stream):
+            self._cancel(stream)
 
     def _answer(self, call: Call, message: bytes) -> None:
         size = len(message)
@@ -430,8 +420,7 @@ class GrpcConnection(Connection):
         """Answer with a failure now and cancel the handler; a handler that will not end delays nobody."""
         if not self._finish(call):
             return
-        if call.task is not None and call.task is not asyncio.current_task(self.loop):
-            call.task.cancel()
+        self._cancel(call)
         sender = self.sender
         if call.waiting:
             # It has waited for the client long enough; nobody could read a status behind it.
@@ -444,6 +433,12 @@ class GrpcConnection(Connection):
             tail = rpc.refusal_frames(call.id, refusal, frame_size=sender.frame_size, list_limit=self.header_limit)
         sender.end(call, tail)
         sender.flush()
+
+    def _cancel(self, call: Call) -> None:
+        """Cancel the handler, unless it is the one that calls; not before its first step, for that takes the answer."""
+        task = call.task
+        if task is not None and task is not asyncio.current_task(self.loop):
+            self.loop.call_soon(task.cancel)
 
     def _fail_with(self, call: Call, error: Exception) -> None:
         if call.ended:

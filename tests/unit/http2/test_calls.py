@@ -259,6 +259,19 @@ def test_a_reset_cancels_the_handler(running, path):
     assert running.state() == (1, 0, 0)
 
 
+def test_a_reset_in_the_same_breath(running):
+    """The handler takes its first step all the same, so that nothing it was given is left unawaited."""
+    client = running.client()
+    for stream, path in ((1, "/t.T/Never"), (3, "/t.T/Deaf"), (5, "/t.T/Later")):
+        block = frames.header_frames(0, stream, client.block(path), 16384)
+        client.raw(block + frames.frame(0, 1, stream, message(b"")) + frames.rst_stream(stream, frames.CANCEL))
+    for _ in range(2):
+        assert running.handlers.entered.acquire(timeout=30)
+        assert running.handlers.cancelled.acquire(timeout=30)
+    client.settle()
+    assert running.state() == (1, 0, 0)
+
+
 def test_a_hang_up_cancels_the_handlers(running):
     client = running.client()
     for stream in range(1, 2001, 2):
