@@ -176,16 +176,16 @@ class Connection(FrameProtocol):
             self.transport.abort()
             return
         limits = self.limits
-        self.sender.write(
-            frames.settings(
-                [
-                    (frames.MAX_CONCURRENT_STREAMS, limits.streams),
-                    (frames.INITIAL_WINDOW_SIZE, limits.stream_window),
-                    (frames.MAX_HEADER_LIST_SIZE, limits.header_list),
-                ]
-            )
-            + frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW)
+        greeting = frames.settings(
+            [
+                (frames.MAX_CONCURRENT_STREAMS, limits.streams),
+                (frames.INITIAL_WINDOW_SIZE, limits.stream_window),
+                (frames.MAX_HEADER_LIST_SIZE, limits.header_list),
+            ]
         )
+        if limits.connection_window > frames.DEFAULT_WINDOW:
+            greeting += frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW)
+        self.sender.write(greeting)
         self.sender.flush()
         self._set_timer(limits.preface_timeout_s, self._silent)
 
@@ -277,10 +277,10 @@ class Connection(FrameProtocol):
             self.sender.write(frames.window_update(0, self._spent))
             self._allowance += self._spent
             self._spent = 0
-        if not size and not flags & frames.END_STREAM:
-            self._spend_control()
         if flags & frames.PADDED:
             payload = frames.without_padding(flags, payload)
+        if not payload and not flags & frames.END_STREAM:
+            self._spend_control()
         stream = self.streams.get(number)
         if stream is None:
             self._expect_known(number, "DATA")
@@ -329,6 +329,7 @@ class Connection(FrameProtocol):
                 raise ConnectionFault(FRAME_SIZE_ERROR, "acknowledgement with settings")
             if not self._settled:
                 raise ConnectionFault(PROTOCOL_ERROR, "first frame is no SETTINGS")
+            self._spend_control()
             return
         if not self._settled:
             self._settled = True
@@ -336,10 +337,10 @@ class Connection(FrameProtocol):
         else:
             # A new window is put on every stream.
             self._spend_control(1 + len(self.streams) // _STREAMS_FOR_ONE)
-        values = list(frames.read_settings(payload))
+        values = dict(frames.read_settings(payload))  # of a key that comes again the last value
         # Before any data that a wider window lets out: grpcio counts by the new one from the acknowledgement on.
         self.sender.write(frames.SETTINGS_ACK)
-        for key, value in values:
+        for key, value in values.items():
             if key == frames.INITIAL_WINDOW_SIZE:
                 self.sender.resize(list(self.streams.values()), value)
             elif key == frames.MAX_FRAME_SIZE:

@@ -14,7 +14,8 @@ class Limits:
         streams: open at once on a connection, and handlers running for it, those of cancelled streams included.
         header_list: size of a request's header fields by HPACK's count; also what their encoded form may have.
         continuations: frames that a header block may come in beside the first.
-        stream_window: what a peer may send on a stream before it is read; connection_window on all together.
+        stream_window: what a peer may send on a stream before it is read; connection_window on all together, 65,535 at
+            least.
         stream_backlog: whole messages that may wait for a streaming handler before its window stays shut.
         inbound: messages, whole or not, that may lie in memory for a connection; who goes beyond loses its call.
         outbound: answers that may wait for a connection's windows; beyond, new calls are refused.

@@ -34,16 +34,14 @@ class Outlet:
         id: the stream's number.
         window: what the peer lets us send on this stream; below zero after it has shrunk its setting.
         waiting: bytes of data that have not been handed to the transport.
-        sent_end: END_STREAM is on its way, or the stream was reset; nothing more will be sent.
     """
 
-    __slots__ = ("_drain_waiter", "_parts", "_queued", "_tail", "id", "sent_end", "waiting", "window")
+    __slots__ = ("_drain_waiter", "_parts", "_queued", "_tail", "id", "waiting", "window")
 
     def __init__(self, stream: int, window: int) -> None:
         self.id = stream
         self.window = window
         self.waiting = 0
-        self.sent_end = False
         self._parts: deque[memoryview] | None = None
         self._tail: bytes | None = None  # HEADERS frames that end the stream once the data is out
         self._queued = False  # whether it stands in the sender's line
@@ -121,7 +119,6 @@ class Sender:
             outlet.window -= length
             self.window -= length
             self.sent += length
-            outlet.sent_end = True
             self.write(b"".join((head, HEAD.pack(length << 8, 0, outlet.id), message, tail)))
             outlet.finished()
             self.flush()
@@ -154,14 +151,12 @@ class Sender:
         if outlet.waiting:
             outlet._tail = tail
             return
-        outlet.sent_end = True
         self.sent += len(tail)
         self.write(tail)
         outlet.finished()
 
     def drop(self, outlet: Outlet) -> None:
         """Forget what waits for a stream: it has been reset."""
-        outlet.sent_end = True
         self.waiting -= outlet.waiting
         outlet.waiting = 0
         outlet._parts = None

@@ -53,7 +53,7 @@ class LeanDoor:
     def _call(self, request: Request, peer: server.Peer, deadline: float | None) -> Call:
         return Call(
             peer=Peer(door="grpc", uid=peer.uid, pid=peer.pid),
-            metadata=request.metadata,
+            metadata=dict(request.metadata),  # requests that repeat share one
             deadline=deadline,
             max_message=self._max_send,
         )
