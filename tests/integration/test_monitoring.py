@@ -1,15 +1,22 @@
 """The metrics page and the debug socket of a running daemon."""
 
+import gzip
 import http.client
+import http.server
 import json
 import re
 import socket
 import stat
+import threading
 import urllib.request
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
 import orlop
@@ -70,6 +77,63 @@ def test_a_daemon_without_the_address_does_not_load_the_library(new_orlopd: Call
     daemon = new_orlopd()
     loaded = Path(f"/proc/{daemon.pid}/maps").read_text()
     assert "aiohttp" not in loaded
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Keeps the spans that it is sent."""
+
+    spans: ClassVar[list[Span]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            for scope in resource.scope_spans:
+                self.spans.extend(scope.spans)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Nothing."""
+
+
+def test_calls_are_traced_where_an_endpoint_is_named(new_orlopd: Callable[..., Orlopd]) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            endpoint = f"http://127.0.0.1:{server.server_port}"
+            daemon = new_orlopd(env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "NO_PROXY": "*"})
+            with orlop.Client(str(daemon.address), "traced", timeout_s=60) as client:
+                with pytest.raises(NotFoundError):
+                    client.images.get("absent")
+            daemon.stop()
+        finally:
+            server.shutdown()
+            thread.join()
+    [span] = [one for one in Collector.spans if one.name == "containerd.services.images.v1.Images/Get"]
+    attributes = {one.key: one.value for one in span.attributes}
+    assert attributes["rpc.grpc.status_code"].int_value == 5
+    assert attributes["containerd.namespace"].string_value == "traced"
+    assert span.status.message == 'image "absent": not found'
+
+
+@pytest.mark.root
+def test_the_daemon_moves_into_its_cgroup(new_orlopd: Callable[..., Orlopd]) -> None:
+    name = f"orlop-{uuid.uuid4().hex[:8]}"
+    daemon = new_orlopd(config=f'[cgroup]\npath = "/{name}/daemon"\n')
+    lines = Path(f"/proc/{daemon.pid}/cgroup").read_text().splitlines()
+    directories = sorted(Path("/sys/fs/cgroup").glob(f"**/{name}/daemon"))
+    try:
+        assert directories
+        real = {path.resolve() for path in directories}  # cpu and cpuacct may be two names of one
+        assert len([line for line in lines if line.endswith(f":/{name}/daemon")]) == len(real)
+    finally:
+        daemon.stop()
+        for directory in {path.resolve() for path in directories}:
+            directory.rmdir()
+            directory.parent.rmdir()
 
 
 class UnixConnection(http.client.HTTPConnection):

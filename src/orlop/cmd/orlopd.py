@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from orlop.base.errdefs import OrlopError
+from orlop.base.errdefs import OrlopError, UnavailableError
 from orlop.core.version import PACKAGE, VERSION, revision
-from orlop.linux import prctl
+from orlop.linux import cgroups, prctl
 from orlop.linux.signals import reset_internal
 from orlop.server import config as configuration
 from orlop.server import logs, stacks
@@ -58,6 +58,8 @@ def run(config: Config, again: Callable[[], Config]) -> None:
     prctl.set_child_subreaper()
     if config.oom_score:
         _set_oom_score(config.oom_score)
+    if config.cgroup.path:
+        _join_cgroup(config.cgroup.path)
     asyncio.run(_serve(config, again))
 
 
@@ -101,6 +103,19 @@ async def _reload_at(hangup: asyncio.Event, daemon: Daemon, again: Callable[[], 
 
 def _dump_stacks() -> None:
     print(stacks.text(), file=sys.stderr, end="", flush=True)
+
+
+def _join_cgroup(path: str) -> None:
+    """Move this process into the configured cgroup.
+
+    Raises:
+        UnavailableError: no hierarchy takes it.
+    """
+    try:
+        joined = cgroups.join(path)
+    except OSError as error:
+        raise UnavailableError(f"cgroup {path}: {error}") from error
+    log.info("in a cgroup of its own", extra={"path": path, "hierarchies": len(joined)})
 
 
 def _set_oom_score(score: int) -> None:

@@ -44,6 +44,7 @@ SANDBOX_STORE: "Final[Kind[SandboxStore]]" = Kind("io.containerd.sandbox.store.v
 SANDBOX_CONTROLLER: "Final[Kind[Controller]]" = Kind("io.containerd.sandbox.controller.v1")
 SERVICE: Final[Kind[Any]] = Kind("io.containerd.service.v1")
 GRPC: "Final[Kind[Service]]" = Kind("io.containerd.grpc.v1")
+TRACING: Final[Kind[Any]] = Kind("io.containerd.tracing.processor.v1")
 TASK_MONITOR: Final[Kind[Any]] = Kind("io.containerd.monitor.task.v1")
 MONITOR: Final[Kind[Any]] = Kind("io.containerd.monitor.container.v1")
 TTRPC: "Final[Kind[Service]]" = Kind("io.containerd.ttrpc.v1")

@@ -41,6 +41,7 @@ MODULES: Final = (
     "orlop.plugins.services.containers",
     "orlop.plugins.services.leases",
     "orlop.plugins.monitor",
+    "orlop.plugins.tracing",
     "orlop.plugins.streaming",
     "orlop.plugins.services.streaming",
     "orlop.plugins.imageverifier",

@@ -4,6 +4,7 @@
     root, state                                  directories; see ARCHITECTURE.md for what lies in them
     imports                                      more files, read over this one: values replace, lists and tables grow
     disabled_plugins, required_plugins, oom_score
+    [cgroup] path                                of the daemon itself
     [debug] level, format                        level: trace … fatal; format: text or json
     [proxy_plugins.NAME] type, address, …        plug-ins behind another program's gRPC socket
     [stream_processors."id"]                     accepts, returns, path, args, env; those for encrypted layers are there
@@ -97,6 +98,13 @@ class Debug:
 
 
 @dataclass(kw_only=True)
+class Cgroup:
+    """The cgroup of the daemon itself; empty: where it was started."""
+
+    path: str = ""
+
+
+@dataclass(kw_only=True)
 class ProxyPlugin:
     """A plug-in that another program serves over gRPC.
 
@@ -130,6 +138,7 @@ class Config:
     warm_cgroups: bool = True
     imports: list[str] = field(default_factory=lambda: [DEFAULT_IMPORTS])
     debug: Debug = field(default_factory=Debug)
+    cgroup: Cgroup = field(default_factory=Cgroup)
     proxy_plugins: dict[str, ProxyPlugin] = field(default_factory=dict)
     stream_processors: dict[str, StreamProcessor] = field(default_factory=processors.defaults)
     timeouts: dict[str, str] = field(default_factory=dict)

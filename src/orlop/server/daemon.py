@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from orlop.base.errdefs import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from orlop.base.rpc import Service
-from orlop.core.kinds import GRPC, TASK_MONITOR, TTRPC
+from orlop.core.kinds import GRPC, TASK_MONITOR, TRACING, TTRPC
 from orlop.core.plugin import Registration
 from orlop.linux.cgroup_warmth import Warmth
 from orlop.server import builtins, reload
@@ -95,6 +95,8 @@ class Daemon:
             services = heralded(services, self._warmth)
         if self._calls is not None:
             services = counted(services, self._calls)
+        for tracing in self.graph.all(TRACING).values():
+            services = tracing.traced(services)
         return services
 
     @contextlib.asynccontextmanager
