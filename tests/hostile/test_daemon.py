@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -33,12 +34,14 @@ KEPT = {"containerd.io/gc.root": "1"}
 COUNTS = {"ttrpc": 150, "http2": 150, "archive": 120}
 
 
-@pytest.fixture(scope="module")
-def shared(short_directory: Path) -> Iterator[Orlopd]:
+@pytest.fixture(scope="module", params=["grpcio", "lean"])
+def shared(request: pytest.FixtureRequest, short_directory: Path) -> Iterator[Orlopd]:
     neighbour = short_directory / "hostile-neighbour"
-    neighbour.mkdir()
+    neighbour.mkdir(exist_ok=True)
     (neighbour / "secret").write_text("secret")
-    with Orlopd(short_directory / "hostile") as running:
+    with Orlopd(short_directory / "hostile", config=f'[grpc]\ndoor = "{request.param}"\n') as running:
+        with grpc.insecure_channel(f"unix:{running.address}") as channel:
+            grpc.channel_ready_future(channel).result(20)  # grpcio keeps some descriptors from its first use on
         yield running
     assert (neighbour / "secret").read_text() == "secret"
     assert os.listdir(neighbour) == ["secret"]
@@ -243,3 +246,20 @@ def write_request(rng: Random) -> Any:
         data=data,
         labels={"k": "v" * rng.choice([1, 5000])} if rng.random() < 0.2 else {},
     )
+
+
+def test_large_messages_that_nobody_ends(daemon: Orlopd) -> None:
+    """A hundred peers that send four megabytes but the last byte: what they hold together is bounded."""
+    size = (4 << 20) - 100
+    beginning = struct.pack(">IIBB", size, 1, 1, 0) + bytes(size - 1)
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            peer = stack.enter_context(socket.socket(socket.AF_UNIX))
+            peer.connect(f"{daemon.address}.ttrpc")
+            peer.setblocking(False)
+            with contextlib.suppress(OSError):
+                sent = 0
+                while sent < len(beginning):  # until the daemon reads no further
+                    sent += peer.send(beginning[sent : sent + (1 << 16)])
+        with orlop.Client(str(daemon.address), "hostile", timeout_s=30) as client:
+            client.namespaces.list()

@@ -2,9 +2,11 @@
 
 import pytest
 
+from tests.hostile import tarballs
 from tests.hostile.doors import peak_kb
 from tests.hostile.generators import corpus
 from tests.hostile.targets import TARGETS
+from tests.unit.core.diff.extraction import Place
 
 COUNTS = {
     "archive": 900,
@@ -25,3 +27,18 @@ def test_bad_input_is_refused_or_read(kind):
     outcomes = [TARGETS[kind](blob) for blob in corpus(kind, COUNTS[kind])]
     assert sum(outcomes) > len(outcomes) // 4
     assert peak_kb() - before < 150_000
+
+
+def test_a_million_entries_in_a_stream(tmp_path):
+    """Parsed as they come: a generator that yields a thousand headers a time; nothing is kept of them."""
+    thousand = b"".join(tarballs.member(b".wh.%d" % number, magic=tarballs.GNU) for number in range(1000))
+
+    def stream():
+        for _ in range(1000):
+            yield thousand
+        yield tarballs.END
+
+    place, before = Place(tmp_path), peak_kb()
+    assert place.extract(blob=stream()).opaque == []
+    assert place.names() == {}
+    assert peak_kb() - before < 50_000

@@ -31,7 +31,8 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self.writable = True
         self.transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
-        self._reader = FrameReader()
+        self._reader = FrameReader(asks=True)
+        self._large = 0  # length of the frame that is being received into a buffer of its own
         self._holds = 0
         self._deferred: Frame | None = None  # taken out of the reader, not to be dealt with before the peer takes more
         self._drain_waiters: list[asyncio.Future[None]] = []
@@ -55,6 +56,13 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def adds_output(self, stream: int, kind: int) -> bool:
         """Whether such a frame would be answered; then it waits until the peer has taken the answers before it."""
         return False
+
+    def may_begin(self, length: int) -> bool:
+        """Whether a buffer of `length` bytes may be made for a frame now; else `begin_large()` follows when it may."""
+        return True
+
+    def large_ended(self, length: int) -> None:
+        """Such a frame is complete, or will never be."""
 
     # ---- sending
 
@@ -108,6 +116,13 @@ class FrameProtocol(asyncio.BufferedProtocol):
             if not self._holds:
                 self.transport.resume_reading()
 
+    def begin_large(self) -> None:
+        """Go on with a frame that had to wait."""
+        if self.transport is not None:
+            self._large = self._reader.wanted
+            self._reader.begin()
+        self.release()
+
     # ---- asyncio's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -129,6 +144,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self.writable = True
         self._deferred = None
         self._wake_drained()
+        self._end_large()
         self.connection_ended(str(exc) if exc is not None else "closed by the other side")
 
     def pause_writing(self) -> None:
@@ -153,7 +169,11 @@ class FrameProtocol(asyncio.BufferedProtocol):
             while not self._holds:
                 frame = self._deferred or self._reader.next_frame(self.receive_limit)
                 if frame is None:
+                    if self._reader.wanted:
+                        self._begin_or_wait(self._reader.wanted)
                     break
+                if self._large:
+                    self._end_large()
                 stream, kind, flags, data, length = frame
                 if not self.writable and (data is None or self.adds_output(stream, kind)):
                     self._deferred = frame
@@ -167,3 +187,15 @@ class FrameProtocol(asyncio.BufferedProtocol):
         finally:
             self.flush()
             self._corked = None
+
+    def _begin_or_wait(self, length: int) -> None:
+        if self.may_begin(length):
+            self._large = length
+            self._reader.begin()
+        else:
+            self.hold()
+
+    def _end_large(self) -> None:
+        length, self._large = self._large, 0
+        if length:
+            self.large_ended(length)

@@ -19,11 +19,29 @@ _BUFFER_SIZE: "Final" = 32 << 10
 
 
 class FrameReader:
-    """Receive into `room()`, say how much with `add()`, then take frames with `next_frame()` until it gives None."""
+    """Receive into `room()`, say how much with `add()`, then take frames with `next_frame()` until it gives None.
 
-    __slots__ = ("_body", "_body_filled", "_buffer", "_filled", "_header", "_parsed", "_skip", "_view")
+    Args:
+        asks: whether a frame that needs a buffer of its own waits for `begin()`. Then `wanted` is its length, and
+            nothing may be received before.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "_asks",
+        "_body",
+        "_body_filled",
+        "_buffer",
+        "_filled",
+        "_header",
+        "_parsed",
+        "_skip",
+        "_view",
+        "wanted",
+    )
+
+    def __init__(self, *, asks: bool = False) -> None:
+        self._asks = asks
+        self.wanted = 0
         self._buffer = bytearray(_BUFFER_SIZE)
         self._view = memoryview(self._buffer)
         self._parsed = 0  # up to here frames have been taken out of _buffer
@@ -70,11 +88,19 @@ class FrameReader:
             self._compact()
             return None
         self._header = (length, stream, kind, flags)
-        self._body = memoryview(bytearray(length))
+        self.wanted = length
+        if not self._asks:
+            self.begin()
+        return None
+
+    def begin(self) -> None:
+        """Make the buffer for the frame that `wanted` told of."""
+        start = self._parsed + wire.HEADER_SIZE
+        have = self._filled - start
+        self._body = memoryview(bytearray(self.wanted))
         self._body[:have] = self._view[start : self._filled]
         self._body_filled = have
-        self._parsed = self._filled = 0
-        return None
+        self._parsed = self._filled = self.wanted = 0
 
     def _large_frame(self) -> "Frame | None":
         body = self._body

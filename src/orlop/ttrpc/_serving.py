@@ -117,6 +117,7 @@ class Connection(FrameProtocol):
         self._last_stream = 0
         self._refusal: str | None = None
         self._refusal_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
         self.closing = False
 
     @property
@@ -165,6 +166,31 @@ class Connection(FrameProtocol):
         self.flush()
         if self.transport is not None:
             self.transport.close()
+
+    # ---- large frames, whose memory all connections share
+
+    def may_begin(self, length: int) -> bool:
+        if not self._server.may_take(self, length):
+            return False
+        self._expect_whole()
+        return True
+
+    def begin_large(self) -> None:
+        self._expect_whole()
+        super().begin_large()
+
+    def large_ended(self, length: int) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+        self._server.give_back(length)
+
+    def _expect_whole(self) -> None:
+        self._stall_timer = self._loop.call_later(self._server.stall_timeout_s, self._stalled)
+
+    def _stalled(self) -> None:
+        _log.warning("ttrpc: a peer has not sent the rest of a large message; its connection is closed: %r", self._peer)
+        self.abort()
 
     # ---- frames
 

@@ -72,7 +72,9 @@ class Server:
         raised_limit: the most that is agreed on with a peer that offers more (docs/ttrpc.md).
         max_calls: calls at once on one connection; more are answered RESOURCE_EXHAUSTED.
         max_connections: connections at once; more are closed.
-        stall_timeout_s: how long a handler may leave a full stream untouched before it loses its call.
+        stall_timeout_s: how long a handler may leave a full stream untouched before it loses its call, and a peer a
+            large message unfinished before it loses its connection.
+        max_unfinished: bytes of large messages that all peers together may have under way; who comes later waits.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Server:
         max_calls: int = 8192,
         max_connections: int = 4096,
         stall_timeout_s: float = 30.0,
+        max_unfinished: int = 64 << 20,
     ) -> None:
         self.services: dict[str, Mapping[str, Method]] = dict(services or {})
         self.message_limit = message_limit
@@ -93,6 +96,9 @@ class Server:
         self.max_calls = max_calls
         self.max_connections = max_connections
         self.stall_timeout_s = stall_timeout_s
+        self.max_unfinished = max_unfinished
+        self._unfinished = 0
+        self._waiting: dict[Connection, int] = {}  # in the order they came
         self._translate = translate
         self._check_access = check_access
         self._listeners: list[asyncio.Server] = []
@@ -186,8 +192,28 @@ class Server:
 
     def connection_closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self._waiting.pop(connection, None)
         if not self._connections and self._emptied is not None:
             self._emptied.set()
+
+    def may_take(self, connection: Connection, length: int) -> bool:
+        """Whether memory for a large message is free; else the connection is told when it is."""
+        if self._waiting or (self._unfinished and self._unfinished + length > self.max_unfinished):
+            self._waiting[connection] = length
+            return False
+        self._unfinished += length
+        return True
+
+    def give_back(self, length: int) -> None:
+        """A large message has come, or never will."""
+        self._unfinished -= length
+        while self._waiting:
+            connection, wanted = next(iter(self._waiting.items()))
+            if self._unfinished and self._unfinished + wanted > self.max_unfinished:
+                return
+            del self._waiting[connection]
+            self._unfinished += wanted
+            connection.begin_large()
 
     def refusal(self, peer: Peer) -> str | None:
         """Why `peer` may not use this server, or None."""

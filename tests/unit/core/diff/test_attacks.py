@@ -9,8 +9,6 @@ import pytest
 from orlop.core.diff.errors import ArchiveError, LimitError
 from orlop.core.diff.extract import Limits
 from tests.hostile.tarballs import (
-    GNU,
-    archive,
     base256,
     device,
     directory,
@@ -468,7 +466,7 @@ def test_the_same_file_again_and_again_is_one(place):
 
 def test_a_directory_of_many_directories_is_replaced_in_time_that_grows_with_them(place):
     """Removing it must not list it anew for each."""
-    count = 20_000
+    count = 4000
     place.extract(*(directory(b"d/%d" % number) for number in range(count)), member(b"d", b"file now"))
     assert place.names() == {"d": "file"}
     assert place.tree.inodes == 2
@@ -541,19 +539,6 @@ def test_extended_headers_without_an_entry_are_counted(place):
     """A million of them would keep the parser busy and never come to an entry."""
     with pytest.raises(LimitError, match="more than 10 entries"):
         place.extract(pax([(b"comment", b"x")]) * 11, limits=Limits(entries=10))
-
-
-def test_a_million_entries_in_a_stream(place):
-    """Parsed as they come: a generator that yields ten thousand headers a time; nothing is kept of them."""
-    one = archive(*(member(b".wh.%d" % number, magic=GNU) for number in range(1000)))[:-1024]
-
-    def stream():
-        for _ in range(1000):
-            yield one
-        yield bytes(1024)
-
-    assert place.extract(blob=stream()).opaque == []
-    assert place.names() == {}
 
 
 def test_a_file_of_almost_eight_exabytes_ends_with_the_archive(place):
