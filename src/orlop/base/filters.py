@@ -14,10 +14,9 @@ value or None where the field is absent. Positions in errors count characters.
 Source: containerd's pkg/filters (parser.go, scanner.go, quote.go); what it accepts is accepted and no more.
 """
 
-import functools
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -37,11 +36,19 @@ class Operator(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """One condition. A regular expression that Go would not compile matches nothing, as in containerd."""
+    """One condition. A regular expression that Go would not compile matches nothing, as in containerd.
+
+    It is compiled here, once, however many objects are asked about and however many filters there are.
+    """
 
     path: tuple[str, ...]
     operator: Operator = Operator.PRESENT
     value: str = ""
+    _search: Callable[[str], bool] | None = field(init=False, repr=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.operator is Operator.MATCHES:
+            object.__setattr__(self, "_search", _searcher(self.value))
 
     def __call__(self, adaptor: Adaptor) -> bool:
         value = adaptor(self.path)
@@ -53,8 +60,7 @@ class Selector:
             case Operator.NOT_EQUAL:
                 return (value or "") != self.value
             case Operator.MATCHES:
-                search = _searcher(self.value)
-                return search is not None and search(value or "")
+                return self._search is not None and self._search(value or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,6 @@ def adapt(fields: Mapping[str, str | Mapping[str, str] | None]) -> Adaptor:
     return field
 
 
-@functools.lru_cache(maxsize=256)
 def _searcher(pattern: str) -> Callable[[str], bool] | None:
     from orlop.base.regexps import RegexpError, compile_regexp
 
