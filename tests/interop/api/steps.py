@@ -203,6 +203,12 @@ def digest(data: bytes) -> str:
     return str(Digest.of(data))
 
 
+def answer_class(method: str) -> Any:
+    """The class of a method's answers."""
+    service, _, name = method.partition(".")
+    return message_factory.GetMessageClass(SERVICES[service].methods_by_name[name].output_type)
+
+
 def message(method: str, request: dict[str, Any]) -> Any:
     """The protobuf message of a request. Any: its class depends on the method."""
     service, _, name = method.partition(".")
