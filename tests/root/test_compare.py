@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orlop.base.errdefs import InvalidArgumentError, OrlopError, ResourceExhaustedError
+from orlop.base.errdefs import InvalidArgumentError, OrlopError, ResourceExhaustedError, UnimplementedError
 from orlop.core.content import Info, Status
 from orlop.core.diff import LayerBlob
 from orlop.core.diff.apply import apply
@@ -316,6 +316,22 @@ def test_a_layer_among_many(workers: Workers, tmp_path: Path) -> None:
     layer, made = workers.compare(view(3), view(0))
     assert (names(layer), made.quick) == (["file17", "file18", "file19"], False)
     assert names(workers.compare(view(0), view(1))[0]) == [".wh.file19"]
+
+
+def test_a_tree_whose_ids_are_mapped(workers: Workers, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.chown(tmp_path / "file", 1000, 2000)
+    maps = ("uidmap=0:100000:65536", "gidmap=0:200000:65536")
+    mapped = [Mount(type="bind", source=str(tmp_path), options=("ro", "rbind", *maps))]
+    try:
+        with temp_mount(mapped):
+            pass
+    except UnimplementedError as error:
+        pytest.skip(str(error))
+    layer, _ = workers.compare([], mapped)
+    with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+        [member] = tar.getmembers()
+    assert (member.uid, member.gid) == (101000, 202000)
 
 
 def test_trees_are_not_written_to(workers: Workers, tmp_path: Path) -> None:

@@ -357,22 +357,27 @@ def test_two_jobs_at_once_do_not_disturb_each_other(tmp_path, target):
 # -- what the sandbox refuses -------------------------------------------------------------------------------------
 
 
-def confined(attempts: str) -> list[str]:
+UNPACKING = "sandbox.enter([], [], sys.argv[1])"
+READING = """sandbox.enter_trees({"tree": [Mount(type="bind", source=sys.argv[1], options=("rbind",))]})"""
+
+
+def confined(attempts: str, enter: str = UNPACKING) -> list[str]:
     """Run statements in a process that is confined and locked as a worker is; what each of them came to."""
     program = f"""
 import ctypes, errno, os, socket, sys
 from orlop.core.diff import sandbox
+from orlop.core.mount import Mount
 libc = ctypes.CDLL(None, use_errno=True)
 def call(number, *arguments):
     if libc.syscall(number, *arguments) < 0:
         raise OSError(ctypes.get_errno(), "refused")
 report = os.dup(1)
 root = os.open(sys.argv[1], os.O_RDONLY)
-sandbox.enter([], [], sys.argv[1])
+{enter}
 os.open(".", os.O_RDONLY)
 pid = os.fork()
 if pid == 0:
-    sandbox.confine({{report, root}})
+    sandbox.confine({{report, root}}, sandbox.{"UNPACKING" if enter == UNPACKING else "READING"}, "orlop-test")
     sandbox.lock()
     for attempt in {attempts!r}.splitlines():
         try:
@@ -390,7 +395,8 @@ os.waitpid(pid, 0)
     return done.stdout.split()
 
 
-def test_system_calls_that_unpacking_does_not_need_are_refused():
+@pytest.mark.parametrize("enter", [UNPACKING, READING], ids=["unpacking", "reading"])
+def test_system_calls_that_a_worker_does_not_need_are_refused(enter):
     attempts = """socket.socket(socket.AF_UNIX)
 socket.socket(socket.AF_INET)
 os.fork()
@@ -419,7 +425,7 @@ call(16, 0, 0, 0)
 os.memfd_create("x")
 os.chroot("/")
 os.setxattr("/tree", "trusted.x", b"y")"""
-    outcomes = confined(attempts)
+    outcomes = confined(attempts, enter)
     assert set(outcomes) == {"EPERM"}
     assert len(outcomes) == len(attempts.splitlines())
 
@@ -434,3 +440,16 @@ os.open("..", os.O_RDONLY)
 os.open("/dev/null", os.O_RDONLY)"""
     )
     assert outcomes == ["ENOENT", "ENOENT", "done", "EROFS", "done", "ENOENT"]
+
+
+def test_who_reads_a_tree_can_change_nothing():
+    outcomes = confined(
+        """os.open("/etc/passwd", os.O_RDONLY)
+os.open("/tree/x", os.O_WRONLY | os.O_CREAT)
+os.mkdir("x", dir_fd=os.open("/tree", os.O_RDONLY))
+os.chown(os.open("/tree", os.O_RDONLY), 1, 1)
+os.mknod("x", 0o20666, 259, dir_fd=os.open("/tree", os.O_RDONLY))
+os.open("/x", os.O_WRONLY | os.O_CREAT)""",
+        READING,
+    )
+    assert outcomes == ["ENOENT", "EROFS", "EROFS", "EROFS", "EROFS", "EROFS"]

@@ -150,8 +150,11 @@ def attributes(fd: int) -> Mapping[bytes, bytes]:
     found = {}
     for name in names:
         if name in _KEPT or (name.startswith("user.") and not name.startswith("user.overlay.")):
-            with contextlib.suppress(OSError):  # removed meanwhile
+            try:
                 found[os.fsencode(name)] = os.getxattr(fd, name)
+            except OSError as error:
+                if error.errno != errno.ENODATA:  # removed meanwhile
+                    raise
     return found
 
 

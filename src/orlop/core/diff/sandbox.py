@@ -29,11 +29,7 @@ READING: Final = (Cap.DAC_READ_SEARCH,)
 _MEMORY: Final = 4 << 30
 _OPEN_FILES: Final = 65536
 _NAMESPACES: Final = (
-    namespaces.CLONE_NEWNS
-    | namespaces.CLONE_NEWNET
-    | namespaces.CLONE_NEWIPC
-    | namespaces.CLONE_NEWUTS
-    | namespaces.CLONE_NEWPID
+    namespaces.CLONE_NEWNS | namespaces.CLONE_NEWNET | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWUTS
 )
 # What a worker may call: name, number on x86_64, number on aarch64 (asm-generic/unistd.h); -1 where there is none.
 _CALLS: Final = (
@@ -145,6 +141,7 @@ def enter(mounts: Sequence[Mount], lower: Sequence[Mount], directory: str | None
     if lower:
         perform.mount_all(lower, f"{spare}/lower")
     _pivot(spare)
+    _separate_processes()
     return View(
         root_fd=os.open("/tree", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),
         lower_fd=os.open("/lower", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if lower else -1,
@@ -174,6 +171,7 @@ def enter_trees(trees: Mapping[str, Sequence[Mount]]) -> dict[str, int]:
             perform.mount_all(options.readonly(mounts), f"{spare}/{name}")
             harden(f"{spare}/{name}")
     _pivot(spare)
+    _separate_processes()
     return {
         name: os.open(f"/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if mounts else -1
         for name, mounts in trees.items()
@@ -287,6 +285,14 @@ def _pivot(path: str) -> None:
     finally:
         os.close(old)
     mnt.mount_setattr("/", attr_set=mnt.MOUNT_ATTR_RDONLY)
+
+
+def _separate_processes() -> None:
+    """Let what is forked from now on see no other process.
+
+    Only once everything is mounted: an id-mapped mount takes a child, and with the first of them a namespace ends.
+    """
+    namespaces.unshare(namespaces.CLONE_NEWPID)
 
 
 def _parent_group(directory: str) -> bool:
