@@ -60,7 +60,7 @@ class Stage:
         self.pids = self.tasks()
 
     def client(self) -> orlop.Client:
-        return orlop.Client(str(self.daemon.address), timeout_s=60)
+        return orlop.Client(str(self.daemon.address), self.ctr.namespace, timeout_s=60)
 
     def tasks(self) -> dict[str, tuple[str, str]]:
         """What `ctr tasks ls` shows: pid and state by container."""
@@ -98,7 +98,7 @@ def stage(
     new_orlopd: Callable[..., Orlopd], go_ctr: Callable[..., Ctr], busybox_image: Image, tmp_path: Path
 ) -> Iterator[Stage]:
     daemon = new_orlopd()
-    one = Stage(daemon, go_ctr(daemon), busybox_image, tmp_path)
+    one = Stage(daemon, go_ctr(daemon, f"killed-{os.getpid()}"), busybox_image, tmp_path)
     yield one
     if daemon.process is None:
         daemon.start()

@@ -82,6 +82,19 @@ def test_out_of_memory_is_told(shim: Shim):
     assert topics.index("oom") < topics.index("exit")
 
 
+def test_a_score_that_may_not_be_lowered_is_clamped(tmp_path: Path):
+    """By a supervisor that lacks CAP_SYS_RESOURCE, as in a container; one that has it does as it is told."""
+    with opened(tmp_path, prefix=("setpriv", "--bounding-set", "-sys_resource")) as shim:
+        low = shim.run("low", ["/bin/sleep", "100"], oomScoreAdj=-999)
+        high = shim.run("high", ["/bin/sleep", "100"], oomScoreAdj=700)
+        assert score(low) == score(shim.pid)
+        assert score(high) == 700
+
+
+def score(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
 def test_runc_is_chosen_where_crun_does_not_work(shim: Shim):
     shim.run("c", ["/bin/true"])
     shim.wait("c")

@@ -169,8 +169,7 @@ async def _settle_status(task: Task) -> None:
         task.publish_start()
     elif init.status in (RUNNING, PAUSED) and frozen is not None:
         init.set_status(PAUSED if frozen else RUNNING)
-    if init.status != CREATED:
-        task.shop.oom.watch(task.container, task.cgroup)
+    task.shop.oom.watch(task.container, task.cgroup)
 
 
 def _restore_exit(process: Process) -> None:

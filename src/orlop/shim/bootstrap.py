@@ -40,6 +40,7 @@ class Arguments:
         self.bundle = ""
         self.socket = ""
         self.publish_binary = ""
+        self.shim_cgroup = ""  # ours, from `start` to the supervisor
         self.debug = False
         self.version = False
         self.info = False
@@ -59,7 +60,7 @@ class Arguments:
             setattr(self, "version" if name == "v" else name, value.lower() not in ("false", "0", "f"))
             return
         attribute = name.replace("-", "_")
-        if attribute not in ("namespace", "address", "id", "bundle", "socket", "publish_binary"):
+        if attribute not in ("namespace", "address", "id", "bundle", "socket", "publish_binary", "shim_cgroup"):
             raise ValueError(f"flag provided but not defined: -{name}")
         if not equals:
             if not rest:
@@ -107,7 +108,8 @@ def _start(arguments: Arguments) -> int:
     startup = parse(_read_stdin(), arguments.namespace, arguments.id)
     if startup.ttrpc_address:
         os.environ["TTRPC_ADDRESS"] = startup.ttrpc_address
-    place = Place(state_directory(), arguments.address, arguments.namespace)
+    cgroup = startup.shim_cgroup or _recorded_cgroup(bundle)
+    place = Place(state_directory(), arguments.address, arguments.namespace, cgroup)
     place.make_directory()
     _ensure(place, arguments, bundle, startup)
     with open(os.path.join(bundle, "address"), "w", encoding="utf-8") as file:
@@ -115,6 +117,17 @@ def _start(arguments: Arguments) -> int:
     sys.stdout.write(_answer(place))
     sys.stdout.flush()
     return 0
+
+
+def _recorded_cgroup(bundle: str) -> str:
+    """The cgroup of the supervisor that held this bundle's task before, if it is a successor that is to be started."""
+    if not os.path.lexists(f"{bundle}/orlop/init.json"):
+        return ""
+    from orlop.shim import records
+
+    record = records.read(records.path(bundle))
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return record.shim_cgroup if record is not None and record.boot == file.read().strip() else ""
 
 
 def _ensure(place: Place, arguments: Arguments, bundle: str, startup: Startup) -> None:
@@ -160,6 +173,8 @@ def _launch(place: Place, arguments: Arguments, bundle: str, lock: int, startup:
     log = _open_log(place.log)
     argv = [sys.executable, *_interpreter_options(), "-m", "orlop.cmd.shim", "-namespace", place.namespace]
     argv += ["-address", place.address, "-id", arguments.id, "-bundle", bundle]
+    if place.cgroup:
+        argv += ["-shim-cgroup", place.cgroup]
     if arguments.debug:
         argv.append("-debug")
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -173,8 +188,8 @@ def _launch(place: Place, arguments: Arguments, bundle: str, lock: int, startup:
         setsigdef=[signum for signum in range(1, 65) if signum not in _NOT_TO_BE_SET],
     )
     _adjust(pid)
-    if startup.shim_cgroup:
-        _join_cgroup(pid, startup.shim_cgroup)
+    if place.cgroup:
+        _join_cgroup(pid, place.cgroup, must=bool(startup.shim_cgroup))
     for fd in (null, log):
         os.close(fd)
     listener.close()
@@ -217,11 +232,11 @@ def _adjust(pid: int) -> None:
         pass  # not allowed to: it keeps what it has inherited
 
 
-def _join_cgroup(pid: int, path: str) -> None:
+def _join_cgroup(pid: int, path: str, *, must: bool) -> None:
     """Move the supervisor into the cgroup that the client's options name, in every hierarchy that has it.
 
     Raises:
-        ValueError, OSError: none has it, or it cannot be joined. The supervisor is ended then.
+        ValueError, OSError: none has it, or it cannot be joined, and it must be. The supervisor is ended then.
     """
     from orlop.shim.cgroup import hierarchies
 
@@ -236,8 +251,9 @@ def _join_cgroup(pid: int, path: str) -> None:
             with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as file:
                 file.write(str(pid))
     except (OSError, ValueError):
-        os.kill(pid, 9)
-        raise
+        if must:  # a successor is needed by tasks that run, whatever has become of the cgroup
+            os.kill(pid, 9)
+            raise
 
 
 def _read_stdin() -> bytes:
@@ -289,7 +305,7 @@ def _serve(arguments: Arguments) -> int:
         os.set_inheritable(fd, False)
     os.umask(0o022)
     os.chdir("/")
-    place = Place(state_directory(), arguments.address, arguments.namespace)
+    place = Place(state_directory(), arguments.address, arguments.namespace, arguments.shim_cgroup)
     with socket.socket(fileno=_LISTENER_FD) as listener:
         serve(
             place,

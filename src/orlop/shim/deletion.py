@@ -35,10 +35,11 @@ def _remove(namespace: str, address: str, container: str, bundle: str) -> tuple[
     from orlop.shim.reaper import boot_id
     from orlop.shim.rootfs import unmount_tree
 
-    asked = _ask(Place(state_directory(), address, namespace).socket, container)
+    record = records.read(records.path(bundle))
+    socket = record.socket if record is not None and record.socket else ""
+    asked = _ask(socket or Place(state_directory(), address, namespace).socket, container)
     if asked is not None:
         return asked
-    record = records.read(records.path(bundle))
     pid, status, at_ns = 0, _KILLED, time.time_ns()
     if record is not None and record.boot == boot_id():
         pid = record.pid

@@ -9,7 +9,8 @@
     <state>/<runtime>/<namespace>/   state of runc or crun, unless the client names another root
     <bundle>/orlop/              records of the task's processes, see `orlop.shim.records`
 
-The hex digits are those of sha256(daemon address NUL namespace): a path of a unix socket ends at 108 bytes.
+The hex digits are those of sha256(daemon address NUL namespace), with NUL and the cgroup where a client's options name
+one for the shim: such a supervisor is another one. A path of a unix socket ends at 108 bytes.
 """
 
 import os
@@ -21,20 +22,21 @@ _SOCKET_PATH_LIMIT = 107
 
 
 class Place:
-    """The files of the supervisor that serves `namespace` for the daemon at `address`.
+    """The files of the supervisor that serves `namespace` for the daemon at `address`, in `cgroup` if one is named.
 
     Raises:
         ValueError: the state directory's path is too long for a unix socket below it.
     """
 
-    __slots__ = ("address", "directory", "namespace", "socket", "state")
+    __slots__ = ("address", "cgroup", "directory", "namespace", "socket", "state")
 
-    def __init__(self, state: str, address: str, namespace: str) -> None:
+    def __init__(self, state: str, address: str, namespace: str, cgroup: str = "") -> None:
         self.state = state
         self.address = address
         self.namespace = namespace
+        self.cgroup = cgroup
         self.directory = f"{state}/s"
-        self.socket = f"{self.directory}/{_digest(address, namespace)}"
+        self.socket = f"{self.directory}/{_digest(address, namespace, *filter(None, [cgroup]))}"
         if len(os.fsencode(self.socket)) > _SOCKET_PATH_LIMIT:
             raise ValueError(
                 f"state directory {state!r} is too long: a socket's path ends at {_SOCKET_PATH_LIMIT} bytes"
@@ -82,7 +84,7 @@ def state_directory() -> str:
     return os.path.abspath(os.environ.get(STATE_VARIABLE) or DEFAULT_STATE)
 
 
-def _digest(address: str, namespace: str) -> str:
+def _digest(*parts: str) -> str:
     # hashlib would load OpenSSL: 3 MB of every supervisor. These two modules are its own fallback.
     try:
         from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]  # Python 3.12 on
@@ -91,5 +93,5 @@ def _digest(address: str, namespace: str) -> str:
             from _sha256 import sha256  # type: ignore[import-not-found,no-redef,unused-ignore]
         except ImportError:
             from hashlib import sha256
-    digest: str = sha256(os.fsencode(address) + b"\0" + os.fsencode(namespace)).hexdigest()
+    digest: str = sha256(b"\0".join(map(os.fsencode, parts))).hexdigest()
     return digest[:32]

@@ -35,8 +35,8 @@ class Record:
         status: creating, created, running, paused or stopped.
         exit_status: 0-255; 255 with `exit_known` False where nobody could tell.
         keeper: pid, start time and descriptors of the keeper, or empty.
-        init_only: of init's record: socket (of the supervisor), command, root, systemd_cgroup, rootfs (mounted); and
-            checkpoint, of a task that is to be restored from one when it is started.
+        init_only: of init's record: socket and shim_cgroup (of the supervisor), command, root, systemd_cgroup, rootfs
+            (mounted); and checkpoint, of a task that is to be restored from one when it is started.
     """
 
     boot: str
@@ -55,6 +55,7 @@ class Record:
     stdin_closed: bool = False
     keeper: dict[str, Any] = field(default_factory=dict)
     socket: str = ""
+    shim_cgroup: str = ""
     command: str = ""
     root: str = ""
     systemd_cgroup: bool = False

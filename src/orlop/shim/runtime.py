@@ -17,6 +17,7 @@ from orlop.shim.spawn import DEVNULL, spawn
 
 CALL_LIMIT_S = 120.0
 _QUOTE_LIMIT = 16 << 10
+_ANSWER_LIMIT = 1 << 20
 # Where a client names a program without a path and the supervisor was started with a bare environment.
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -115,15 +116,23 @@ class Runtime:
 
     async def status(self, container: str, *, bundle: str) -> str:
         """The container's state in the runtime's word: created, running, paused or stopped; empty if it knows none."""
-        output = os.memfd_create("stdout", os.MFD_CLOEXEC)
         try:
-            await self._call("state", container, ["state", container], bundle, Stdio(stdout=output))
-            data = os.pread(output, _QUOTE_LIMIT, 0)
+            data = await self._ask("state", container, ["state", container], bundle)
             return str(json.loads(data).get("status", ""))
         except (RuntimeFailedError, ValueError):
             return ""
-        finally:
-            os.close(output)
+
+    async def require_mapped_mounts(self, container: str, *, bundle: str) -> None:
+        """Raises UnknownError if the runtime does not map the ids of mounts, or does not say what it can do."""
+        try:
+            features = json.loads(await self._ask("features", container, ["features"], bundle))
+            extensions = features["linux"]["mountExtensions"]
+            able = bool(extensions["idmap"]["enabled"])
+        except (ValueError, KeyError, TypeError):
+            able = False
+        if not able:
+            # containerd's words
+            raise UnknownError("failed to validate OCI runtime features: idmap mounts not supported on runtime")
 
     async def pause(self, container: str, *, bundle: str) -> None:
         await self._call("pause", container, ["pause", container], bundle)
@@ -154,6 +163,15 @@ class Runtime:
         if console_socket:
             fixed += ["--console-socket", console_socket]
         await self._call("restore", container, [*fixed, *args, container], bundle, stdio, limit_s=None)
+
+    async def _ask(self, phase: str, container: str, args: Sequence[str], bundle: str) -> bytes:
+        """What a call has written to stdout, as far as is reasonable."""
+        output = os.memfd_create("stdout", os.MFD_CLOEXEC)
+        try:
+            await self._call(phase, container, args, bundle, Stdio(stdout=output))
+            return os.pread(output, _ANSWER_LIMIT, 0)
+        finally:
+            os.close(output)
 
     async def _call(
         self,

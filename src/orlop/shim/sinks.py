@@ -121,12 +121,13 @@ def open_file_output(path: str, *, create: bool) -> int:
     return openat2(path, flags, dir_fd=_AT_FDCWD, mode=0o600 if create else 0, resolve=RESOLVE_NO_MAGICLINKS)
 
 
-def start_logger(address: str, container: str, namespace: str, stdout: int, stderr: int) -> tuple[int, int]:
+def start_logger(address: str, name: str, namespace: str, stdout: int, stderr: int) -> tuple[int, int]:
     """Start the program that `binary://` names.
 
     It gets the read ends of stdout and stderr as 3 and 4, and as 5 the write end of a pipe that it closes when it is
-    ready; CONTAINER_ID and CONTAINER_NAMESPACE in its environment; the query's keys and values as arguments. It ends
-    when its inputs do. Source: NewBinaryIO in containerd's pkg/process/io.go and its runtime/v2/logging package.
+    ready; CONTAINER_ID (of an exec, the exec's) and CONTAINER_NAMESPACE in its environment; the query's keys and values
+    as arguments. It ends when its inputs do. Source: NewBinaryIO in containerd's pkg/process/io.go and its
+    runtime/v2/logging package.
 
     Returns:
         Its pid, and a descriptor that reads as ended when the program is ready or has failed.
@@ -145,7 +146,7 @@ def start_logger(address: str, container: str, namespace: str, stdout: int, stde
         pid = os.posix_spawn(
             program,
             [program, *arguments],
-            {**os.environ, "CONTAINER_ID": container, "CONTAINER_NAMESPACE": namespace},
+            {**os.environ, "CONTAINER_ID": name, "CONTAINER_NAMESPACE": namespace},
             file_actions=_logger_fds(stdout, stderr, not_ready),
             setsid=True,
             setsigmask=(),

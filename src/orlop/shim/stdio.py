@@ -68,8 +68,8 @@ class ProcessIO:
         self._undrained = 0
         self._drained: asyncio.Future[None] | None = None
 
-    async def open(self, reaper: Reaper, container: str, namespace: str) -> None:
-        """Open and make everything; on failure nothing stays open.
+    async def open(self, reaper: Reaper, name: str, namespace: str) -> None:
+        """Open and make everything; on failure nothing stays open. A logging program is told `name` and namespace.
 
         Raises:
             OrlopError: naming the stream, the path and the reason.
@@ -77,11 +77,11 @@ class ProcessIO:
         try:
             if self.paths.terminal:
                 self.console_socket = ConsoleSocket(self._directory)
-                self.console = await self._open_console(reaper, container, namespace)
+                self.console = await self._open_console(reaper, name, namespace)
                 return
             stdin = self._open_stdin(self.paths.stdin) if self.paths.stdin else DEVNULL
             if _is_logger(self.paths.stdout):
-                stdout, stderr = await self._open_logger(reaper, container, namespace)
+                stdout, stderr = await self._open_logger(reaper, name, namespace)
             else:
                 stdout = self._open_output("stdout", self.paths.stdout)
                 stderr = self._open_output("stderr", self.paths.stderr)
@@ -191,11 +191,11 @@ class ProcessIO:
 
     # ---- terminal
 
-    async def _open_console(self, reaper: Reaper, container: str, namespace: str) -> Console:
+    async def _open_console(self, reaper: Reaper, name: str, namespace: str) -> Console:
         fifo, hold = sinks.open_stdin(self.paths.stdin) if self.paths.stdin else (-1, -1)
         try:
             if _is_logger(self.paths.stdout):
-                sink, _stderr = await self._open_logger(reaper, container, namespace)
+                sink, _stderr = await self._open_logger(reaper, name, namespace)
                 self._child_fds.remove(sink)
                 os.set_blocking(sink, False)
                 return self._console(sink, True, fifo, hold)
@@ -311,12 +311,12 @@ class ProcessIO:
 
     # ---- logging program
 
-    async def _open_logger(self, reaper: Reaper, container: str, namespace: str) -> tuple[int, int]:
+    async def _open_logger(self, reaper: Reaper, name: str, namespace: str) -> tuple[int, int]:
         out_reader, out_writer = os.pipe2(os.O_CLOEXEC)
         self._child_fds += [out_reader, out_writer]
         err_reader, err_writer = os.pipe2(os.O_CLOEXEC)
         self._child_fds += [err_reader, err_writer]
-        pid, ready = sinks.start_logger(self.paths.stdout, container, namespace, out_reader, err_reader)
+        pid, ready = sinks.start_logger(self.paths.stdout, name, namespace, out_reader, err_reader)
         for fd in (out_reader, err_reader):
             self._child_fds.remove(fd)
             os.close(fd)

@@ -18,7 +18,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from google.protobuf.message import Message
 
@@ -35,7 +35,7 @@ from orlop.base.errdefs import (
 )
 from orlop.core.mount import Mount
 from orlop.core.mount.perform import mount_all
-from orlop.shim import cgroup, checkpoint, events, records
+from orlop.shim import cgroup, checkpoint, events, records, specification
 from orlop.shim.events import Publisher
 from orlop.shim.oom import OomWatcher
 from orlop.shim.options import Options
@@ -116,6 +116,10 @@ class Task:
         Raises:
             OrlopError: with the phase and, where the OCI runtime failed, its words.
         """
+        spec = specification.read(request.bundle)
+        if specification.maps_mounts(spec):
+            await runtime.require_mapped_mounts(request.container, bundle=request.bundle)
+        specification.clamp_oom_score(request.bundle, spec)
         record = Record(
             boot=workshop.boot,
             container=request.container,
@@ -124,11 +128,12 @@ class Task:
             stderr=request.paths.stderr,
             terminal=request.paths.terminal,
             socket=workshop.place.socket,
+            shim_cgroup=workshop.place.cgroup,
             command=runtime.command,
             root=runtime.root,
             systemd_cgroup=runtime.systemd_cgroup,
             rootfs=bool(request.rootfs),
-            shares_pids=_shares_pids(request.bundle),
+            shares_pids=specification.shares_pids(spec),
             io_uid=request.options.io_uid,
             io_gid=request.options.io_gid,
             no_pivot=request.options.no_pivot,
@@ -173,6 +178,7 @@ class Task:
         init = self.init
         io = _of(init.io)
         pid_file = f"{self.bundle}/init.pid"
+        undo.callback(self.shop.oom.unwatch, self.container)
         undo.push_async_callback(self.runtime.delete, self.container, bundle=self.bundle, force=True)
         await self.runtime.create(
             self.container,
@@ -186,6 +192,8 @@ class Task:
         io.started()
         pid = read_pid_file(pid_file)
         self.cgroup = cgroup.Paths.of(pid)
+        # Before it runs: it may be out of memory, and gone, before `runtime start` has returned.
+        self.shop.oom.watch(self.container, self.cgroup)
         init.began(pid, CREATED)
         self._publish_create(request)
         self.shop.reaper.watch(pid, self.init_ended)
@@ -223,7 +231,6 @@ class Task:
                 else:
                     await self.runtime.start(self.container, bundle=self.bundle)
                     init.set_status(RUNNING)
-                self.shop.oom.watch(self.container, self.cgroup)
                 self.publish_start()
             finally:
                 self._tell_held_exit(init)
@@ -251,7 +258,7 @@ class Task:
 
     async def _runtime_exec(self, process: Process) -> None:
         io = process.io = self.new_io(process.paths)
-        await io.open(self.shop.reaper, self.container, self.shop.namespace)
+        await io.open(self.shop.reaper, process.name, self.shop.namespace)
         pid_file = f"{self.bundle}/{process.exec_id}.pid"
         await self.runtime.exec(
             self.container,
@@ -283,6 +290,7 @@ class Task:
             io.started()
             pid = read_pid_file(pid_file)
             self.cgroup = cgroup.Paths.of(pid)
+            self.shop.oom.watch(self.container, self.cgroup)
             self.init.began(pid, RUNNING)
             self.shop.reaper.watch(pid, self.init_ended)
 
@@ -441,6 +449,11 @@ class Task:
             await self.runtime.kill(self.container, signal.SIGKILL, bundle=self.bundle, everyone=True)
         except OrlopError as error:
             _log.warning("processes left by the end of init: %s", error)
+        # Where the namespace is init's own, the kernel lets its exit be seen only after those of all others.
+        running = [process.wait() for process in self.execs.values() if process.pid and process.exit is None]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KILLED_LIMIT_S):
+                await asyncio.gather(*running)
         self._init_gone(exit_)
 
     def _init_gone(self, exit_: Exit) -> None:
@@ -510,22 +523,6 @@ def _write_private(path: str, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(data)
-
-
-def _shares_pids(bundle: str) -> bool:
-    """Whether the container has no Linux pid namespace of its own, by its config.json.
-
-    Raises:
-        InvalidArgumentError: there is none, or it is no JSON object.
-    """
-    path = f"{bundle}/config.json"
-    try:
-        with open(path, "rb") as file:
-            spec: dict[str, Any] = json_text.loads(file.read())
-        namespaces = (spec.get("linux") or {}).get("namespaces") or ()
-        return not any(one.get("type") == "pid" and not one.get("path") for one in namespaces)
-    except (OSError, ValueError, AttributeError) as error:
-        raise InvalidArgumentError(f"spec {path}: {error}") from error
 
 
 def _process_document(exec_id: str, paths: Paths, spec: bytes) -> bytes:

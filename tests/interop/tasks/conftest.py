@@ -18,6 +18,7 @@ import pytest
 
 import orlop
 from tests.interop.tasks.differences import DIFFERENCES
+from tests.interop.tasks.room import Listener, Room
 from tools import daemons
 from tools.daemons import Containerd, Engine, Orlopd
 from tools.images import Image
@@ -106,3 +107,17 @@ def connected(stand: Stand, namespace: str, image: Image) -> Iterator[orlop.Clie
         for one in made.images.list():
             one.delete(synchronous=True)
     stand.daemon.forget_cgroup(namespace)
+
+
+@pytest.fixture
+def room(client: orlop.Client, stand: Stand, tmp_path: Path) -> Room:
+    """Makes containers on the stand."""
+    return Room(client, stand, tmp_path)
+
+
+@pytest.fixture
+def listener(client: orlop.Client) -> Iterator[Listener]:
+    """Has begun to listen to the events of the test's namespace."""
+    made = Listener(client)
+    yield made
+    made.close(client)

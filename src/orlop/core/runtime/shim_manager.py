@@ -1,7 +1,8 @@
 """The shims of all namespaces: started, connected to, found again, succeeded when they are ours and die.
 
 Who holds something in a shim (tasks, sandboxes) shares its connection, and is told when a foreign shim has died. One
-supervisor of ours serves a namespace; when it dies, its successor takes over what it held.
+supervisor of ours serves a namespace, or those of its containers that want their shim in the same cgroup; when it dies,
+its successor takes over what it held.
 """
 
 import asyncio
@@ -12,8 +13,10 @@ from typing import Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
 
 from orlop.api.runtime.task.v2 import shim_pb2
+from orlop.api.types.runc.options.oci_pb2 import Options as RuncOptions
 from orlop.base.errdefs import OrlopError, UnavailableError
 from orlop.core.runtime import binaries
 from orlop.core.runtime.binaries import ShimBinary, ShimHost
@@ -58,11 +61,12 @@ class ShimManager:
         Raises:
             OrlopError: see `binaries.start` and `Shim.connect`.
         """
+        cgroup = _shim_cgroup(options)
         lock = self._starts.setdefault(bundle.namespace, asyncio.Lock()) if binary.groups else contextlib.nullcontext()
         async with lock:
             if binary.groups:
                 for (namespace, _), known in self._shims.items():
-                    if namespace == bundle.namespace and known.groups and known.alive():
+                    if namespace == bundle.namespace and known.groups and known.cgroup == cgroup and known.alive():
                         bundle.save(known.bootstrap, binary.path)
                         return known
             else:
@@ -71,6 +75,7 @@ class ShimManager:
             bootstrap = await binaries.start(binary, self.host, bundle, serialised)
             shim = await self.connect(bundle.namespace, bootstrap, binary)
             bundle.save(bootstrap, binary.path)
+            shim.cgroup = cgroup
             return shim
 
     def of_sandbox(self, namespace: str, sandbox_id: str) -> Shim | None:
@@ -180,3 +185,13 @@ class ShimManager:
             log.info("successor took over", extra={"namespace": shim.namespace, "tasks": len(shim.tasks)})
             return
         raise UnavailableError(f"shim {shim.bootstrap.address}: no successor could be started: {last}") from last
+
+
+def _shim_cgroup(options: AnyMessage | None) -> str:
+    """The cgroup that the shim shall live in; empty where the options, being somebody else's or broken, name none."""
+    if options is None or options.type_url.rpartition("/")[2] != RuncOptions.DESCRIPTOR.full_name:
+        return ""
+    try:
+        return RuncOptions.FromString(options.value).shim_cgroup
+    except DecodeError:
+        return ""  # the shim says so

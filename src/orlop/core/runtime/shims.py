@@ -30,6 +30,7 @@ class Shim:
     Attributes:
         groups: it is our supervisor; when it dies, a successor takes its tasks over.
         tasks, sandboxes: bundles of what it holds by id, as far as this daemon knows.
+        cgroup: where a supervisor of ours lives by the wish of a client, empty by nobody's; None if it is not known.
     """
 
     def __init__(self, namespace: str, bootstrap: Bootstrap, binary: ShimBinary | None) -> None:
@@ -38,6 +39,7 @@ class Shim:
         self.binary = binary
         self.tasks: dict[str, Bundle] = {}
         self.sandboxes: dict[str, Bundle] = {}
+        self.cgroup: str | None = None
         self.revive: Callable[[], Awaitable[None]] | None = None
         self._client: aio.Client | None = None
         self._watch: asyncio.Task[None] | None = None
