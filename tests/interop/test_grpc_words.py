@@ -1,7 +1,7 @@
 """Requests that no library sends, frame by frame, to containerd's gRPC server and to ours: the same answers.
 
 Debian's grpc-go is of 2021. Later ones answer 415, 400 and 405 where it resets a stream or looks away, and so do we;
-those are in tests/unit/http2.
+those are in tests/unit/http2. A deadline that has passed on arrival is met by either answer there: its handler races.
 """
 
 import socket
@@ -33,7 +33,6 @@ REQUESTS = {
     "unknown format": (headers(), message(b"x", compressed=7)),
     "large": (headers(), b"\0\x7f\0\0\0abc"),
     "cut": (headers(), b"\0\0\0\0\x05ab"),
-    "no time": (headers(grpc_timeout="0n"), message(b"")),
     "some time": (headers(grpc_timeout="1H"), message(b"")),
     "authority of a unix socket": (headers(_authority="%2Frun%2Fx.sock"), message(b"")),
     "trailing user agent": (headers(user_agent="grpc-go/1.59.0"), message(b"")),
