@@ -11,12 +11,15 @@ import tarfile
 import tempfile
 import threading
 from pathlib import Path
+from typing import IO, cast
 
 import pytest
 
 from orlop.base.errdefs import FailedPreconditionError, NotFoundError
 from orlop.client.spec import SpecOptions
+from orlop.client.transfer import FileSink
 from orlop.core.mount import Mount
+from orlop.core.transfer.ends import ImageExportStream, ImageImportStream, ImageReference, ImageStore
 from orlop.engine import Engine
 from orlop.oci.media_types import OCI_LAYER
 from tools import residue
@@ -174,3 +177,50 @@ def test_leaving_ends_sandboxes_unless_told_to_keep_them(places):
             return status.state
 
     assert asyncio.run(look()) == ""
+
+
+def test_images_move_in_process_too(places, busybox_image):
+    async def run():
+        async with Engine(**places) as engine:
+            archive = io.BytesIO(busybox_image.archive.read_bytes())
+            names = ImageReference(name="moved", is_prefix=True, allow_overwrite=True)
+            await engine.transfer(ImageImportStream(source=archive), ImageStore(extra_references=(names,)))
+            target = io.BytesIO()
+            name = busybox_image.reference
+            await engine.transfer(ImageStore(name=name), ImageExportStream(target=FileSink(target)))
+            with pytest.raises(NotFoundError):
+                await engine.transfer(ImageStore(name="none"), ImageStore(name="other"))
+            sink = _Counting(4 << 20)
+            endless = cast("IO[bytes]", _Endless())
+            moving = asyncio.create_task(
+                engine.transfer(ImageImportStream(source=endless), ImageExportStream(target=sink))
+            )
+            await sink.enough.wait()
+            moving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await moving
+            return (await engine.images.get(name)).target.digest, await engine.leases.list()
+
+    digest, leases = asyncio.run(run())
+    assert digest.startswith("sha256:")
+    assert leases == []
+
+
+class _Counting:
+    """A sink that says when it has had enough."""
+
+    def __init__(self, left):
+        self.left, self.enough = left, asyncio.Event()
+
+    async def write(self, data):
+        self.left -= len(data)
+        if self.left <= 0:
+            self.enough.set()
+
+    async def close(self):
+        pass
+
+
+class _Endless(io.RawIOBase):
+    def read(self, size=-1):
+        return b"\0" * max(size, 1)

@@ -20,6 +20,7 @@ from orlop.base.errdefs import (
 from orlop.core.remotes import PushStatus
 from orlop.core.remotes.credentials import AuthFile, Credentials, Fixed, parse_user
 from orlop.core.remotes.hosts import HostOptions, Tls
+from orlop.core.remotes.parts import Parts
 from orlop.core.remotes.repository import Retry
 from orlop.core.remotes.resolver import RegistryResolver
 from orlop.oci import media_types
@@ -85,6 +86,56 @@ def test_a_cut_body_goes_on_where_it_was_cut(resumes):
         async with resolver() as remote:
             assert await collect(remote.fetcher(ref(registry)), layer) == LAYER
         assert any("range" in seen.headers for seen in registry.requests("GET", "/blobs/"))
+
+    run(scenario)
+
+
+PARTS = Parts(size=300_001, requests=4)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [],
+        [{"cut_after": 1000}, {"cut_after": 0}, {"status": 503}],
+        [{"ignore_range": True}],
+        [{}, {}, {"ignore_range": True}],
+        [{"wrong_range": True}],
+    ],
+    ids=["well", "cut", "no ranges", "ranges for a while", "wrong ranges"],
+)
+def test_a_large_blob_comes_in_parts_and_in_order(faults):
+    async def scenario(registry):
+        layer = registry.add_blob("team/app", LAYER)
+        for fault in faults:
+            registry.misbehave(Fault(path="/blobs/", **fault))
+        async with resolver() as remote:
+            assert await collect(remote.fetcher(ref(registry), parts=PARTS), layer) == LAYER
+            assert await collect(remote.fetcher(ref(registry), parts=PARTS), layer, offset=7) == LAYER[7:]
+        ranges = [seen.headers["range"] for seen in registry.requests("GET", "/blobs/") if "range" in seen.headers]
+        assert ranges[0] == "bytes=0-300000"
+        assert f"bytes=3900020-{min(3900020 + 300_001, len(LAYER)) - 1}" in ranges
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault(path="/blobs/", corrupt=True, times=-1), FailedPreconditionError),
+        (Fault(path="/blobs/", endless=True, times=-1), FailedPreconditionError),
+        (Fault(path="/blobs/", cut_after=0, times=-1), UnavailableError),
+        (Fault(path="/blobs/", status=404, times=-1), NotFoundError),
+    ],
+    ids=["corrupt", "endless", "cut", "missing"],
+)
+def test_parts_that_are_wrong_are_refused(fault, error):
+    async def scenario(registry):
+        layer = registry.add_blob("team/app", LAYER)
+        registry.misbehave(fault)
+        async with resolver() as remote:
+            with pytest.raises(error):
+                await collect(remote.fetcher(ref(registry), parts=PARTS), layer)
 
     run(scenario)
 

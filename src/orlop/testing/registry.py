@@ -334,13 +334,14 @@ class Registry:
     def _content(self, request: web.BaseRequest, data: bytes, headers: dict[str, str], fault: Fault) -> web.Response:
         status = 200
         body = data[:-1] + bytes([data[-1] ^ 1]) if fault.corrupt else data + fault.append
-        asked = re.fullmatch(r"bytes=([0-9]+)-", request.headers.get("Range", ""))
+        asked = re.fullmatch(r"bytes=([0-9]+)-([0-9]*)", request.headers.get("Range", ""))
         if asked is not None and not fault.ignore_range:
             start = 0 if fault.wrong_range else int(asked[1])
+            end = min(int(asked[2]) + 1 if asked[2] else len(body), len(body))
             if start >= len(body):
                 return web.Response(status=416)
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-            body, status = body[start:], 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(body)}"
+            body, status = body[start:end], 206
         if request.method == "HEAD":
             return web.Response(status=status, headers={**headers, "Content-Length": str(len(body))})
         return web.Response(status=status, headers=headers, body=body)

@@ -7,6 +7,7 @@ row count.
 Source: containerd's core/remotes/docker/fetcher.go and httpreadseeker.go; umoci's pkg/hardening/verified_reader.go.
 """
 
+import functools
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -21,6 +22,7 @@ from orlop.base.errdefs import (
 )
 from orlop.core.remotes.answers import Errand, shown_url
 from orlop.core.remotes.hosts import Host
+from orlop.core.remotes.parts import Parts, in_order
 from orlop.core.remotes.repository import Ask, Repository
 from orlop.core.remotes.session import Answer, ConnectionFailedError
 from orlop.oci import media_types
@@ -37,12 +39,23 @@ _ATTEMPTS_OF_SEVERAL: Final = 2
 _HTML: Final = ("text/html", "application/xhtml+xml")
 
 
-class RegistryFetcher:
-    """Reads content of one repository from the first host that has it; see `remotes.Fetcher`."""
+class _NoRangesError(Exception):
+    """The server does not give parts of this content."""
 
-    def __init__(self, repositories: Sequence[Repository], *, scopes: Sequence[str]) -> None:
+
+class RegistryFetcher:
+    """Reads content of one repository from the first host that has it; see `remotes.Fetcher`.
+
+    Args:
+        parts: how large content is fetched in parts; None fetches all in one piece.
+    """
+
+    def __init__(
+        self, repositories: Sequence[Repository], *, scopes: Sequence[str], parts: Parts | None = None
+    ) -> None:
         self._repositories = list(repositories)
         self._scopes = scopes
+        self._parts = parts
 
     @asynccontextmanager
     async def fetch(
@@ -66,6 +79,33 @@ class RegistryFetcher:
     async def _stream(self, descriptor: Descriptor, offset: int, *, verify: bool) -> AsyncGenerator[bytes, None]:
         verifier = Verifier(descriptor.digest, size=descriptor.size, what=f"fetch {descriptor.digest}")
         checks = verify and offset == 0
+        async with aclosing(self._pieces(descriptor, offset)) as pieces:
+            async for piece in pieces:
+                if checks:
+                    verifier.update(piece)
+                yield piece
+        if checks:
+            verifier.finish()
+
+    async def _pieces(self, descriptor: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
+        """In parts where that is wanted and the server has ranges, and from there on in one piece."""
+        position = offset
+        if self._parts is not None and self._parts.worthwhile(descriptor.size - offset):
+            fetch = functools.partial(self._part, descriptor)
+            try:
+                async with aclosing(in_order(fetch, offset, descriptor.size, self._parts)) as parts:
+                    async for part in parts:
+                        position += len(part)
+                        yield part
+            except _NoRangesError:
+                pass  # one piece, then
+            else:
+                return
+        async with aclosing(self._in_one(descriptor, position)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _in_one(self, descriptor: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
         position, failures, forgiven_at = offset, 0, offset
         # An empty blob needs no request; what it is, is known.
         while position < descriptor.size:
@@ -73,8 +113,6 @@ class RegistryFetcher:
                 async with self._opened(descriptor, position) as (answer, skip):
                     async for piece in _exactly(answer, skip, descriptor, position):
                         position += len(piece)
-                        if checks:
-                            verifier.update(piece)
                         yield piece
                 if position < descriptor.size:
                     raise ConnectionFailedError(f"body ended after {position} of {descriptor.size} bytes")
@@ -82,31 +120,60 @@ class RegistryFetcher:
                 if position - forgiven_at >= _PAYBACK:
                     failures, forgiven_at = 0, position
                 failures += 1
-                repository = self._repositories[0]
-                if failures >= repository.retry.attempts:
-                    told = self._errand(descriptor, repository).at(repository.host.address)
-                    raise UnavailableError(f"{told}: {error.text} (at byte {position} of {descriptor.size})") from error
-                await repository.retry.wait(failures)
-        if checks:
-            verifier.finish()
+                await self._bear(descriptor, position, failures, error)
+
+    async def _part(self, descriptor: Descriptor, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end`. Raises _NoRangesError if the server does not give parts."""
+        found = bytearray()
+        failures = 0
+        while len(found) < end - start:
+            before = len(found)
+            try:
+                async with self._opened(descriptor, start + before, end) as (answer, _):
+                    async for piece in answer.pieces():
+                        found += piece
+                        if len(found) > end - start:
+                            raise FailedPreconditionError(
+                                f"fetch {descriptor.digest}: {shown_url(answer.url)} sends more than was asked for"
+                            )
+                if len(found) < end - start:
+                    raise ConnectionFailedError(f"body ended after {start + len(found)} of {end} bytes")
+            except ConnectionFailedError as error:
+                failures = 1 if len(found) - before >= _PAYBACK else failures + 1
+                await self._bear(descriptor, start + len(found), failures, error)
+        return bytes(found)
+
+    async def _bear(self, descriptor: Descriptor, position: int, failures: int, error: ConnectionFailedError) -> None:
+        """Wait after a cut connection, or raise UnavailableError if there were too many."""
+        repository = self._repositories[0]
+        if failures >= repository.retry.attempts:
+            told = self._errand(descriptor, repository).at(repository.host.address)
+            raise UnavailableError(f"{told}: {error.text} (at byte {position} of {descriptor.size})") from error
+        await repository.retry.wait(failures)
 
     @asynccontextmanager
-    async def _opened(self, descriptor: Descriptor, position: int) -> AsyncIterator[tuple[Answer, int]]:
-        """An answer that has the content, and how many bytes of it come before `position`."""
-        async with AsyncExitStack() as stack:
-            yield await self._open_any(stack, descriptor, position)
+    async def _opened(self, descriptor: Descriptor, position: int, end: int = 0) -> AsyncIterator[tuple[Answer, int]]:
+        """An answer that has the content, and how many bytes of it come before `position`.
 
-    async def _open_any(self, stack: AsyncExitStack, descriptor: Descriptor, position: int) -> tuple[Answer, int]:
+        Args:
+            end: only so far, and exactly: who does not answer so raises _NoRangesError.
+        """
+        async with AsyncExitStack() as stack:
+            yield await self._open_any(stack, descriptor, position, end)
+
+    async def _open_any(
+        self, stack: AsyncExitStack, descriptor: Descriptor, position: int, end: int
+    ) -> tuple[Answer, int]:
         first_error: OrlopError | None = None
         for url in _own_urls(descriptor):
             try:
-                return await self._open_at(stack, self._repositories[0], url, descriptor, position)
+                return await self._open_at(stack, self._repositories[0], url, descriptor, position, end)
             except OrlopError as error:
                 first_error = first_error or error
         for repository in tuple(self._repositories):
             where = ("manifests" if _is_manifest(descriptor) else "blobs", descriptor.digest)
             try:
-                opened = await self._open_at(stack, repository, where, descriptor, position)
+                opened = await self._open_at(stack, repository, where, descriptor, position, end)
             except OrlopError as error:
                 # The next host may do better; of all errors the first is the one to tell, but a definite one is better
                 # than a mirror that is down.
@@ -130,19 +197,25 @@ class RegistryFetcher:
         where: Sequence[str] | str,
         descriptor: Descriptor,
         position: int,
+        end: int,
     ) -> tuple[Answer, int]:
         errand = self._errand(descriptor, repository)
         headers = {"Accept": f"{descriptor.media_type}, */*" if descriptor.media_type else "*/*"}
+        ranged = bool(position or end)
         ask = Ask(
             method="GET",
             where=where,
             errand=errand,
             scopes=self._scopes,
-            headers=headers | {"Range": f"bytes={position}-"} if position else headers,
-            accept=(200, 206, 416) if position else (200,),
+            headers=headers | {"Range": f"bytes={position}-{end - 1 if end else ''}"} if ranged else headers,
+            accept=(200, 206, 416) if ranged else (200,),
             attempts=_ATTEMPTS_OF_SEVERAL if len(self._repositories) > 1 else None,
         )
         answer = await stack.enter_async_context(repository.open(ask))
+        if end:
+            if not _is_part(answer, position, end):
+                raise _NoRangesError(f"{errand.at(repository.host.address)}: no parts")
+            return answer, 0
         if position and not _resumes(answer, position):
             # It answers the range wrongly, or not at all: take everything and drop what we have.
             answer.release()
@@ -185,6 +258,11 @@ def _own_urls(descriptor: Descriptor) -> list[str]:
 
 def _is_manifest(descriptor: Descriptor) -> bool:
     return media_types.is_manifest(descriptor.media_type) or media_types.is_index(descriptor.media_type)
+
+
+def _is_part(answer: Answer, position: int, end: int) -> bool:
+    match = _CONTENT_RANGE.fullmatch(answer.header("Content-Range").strip())
+    return answer.status == 206 and match is not None and (int(match[1]), int(match[2])) == (position, end - 1)
 
 
 def _resumes(answer: Answer, position: int) -> bool:

@@ -29,6 +29,7 @@ from orlop.core.remotes.authorizer import Authorizer
 from orlop.core.remotes.credentials import Store
 from orlop.core.remotes.fetcher import RegistryFetcher
 from orlop.core.remotes.hosts import Capability, Host, HostOptions, hosts_for, require
+from orlop.core.remotes.parts import Parts
 from orlop.core.remotes.pusher import RegistryPusher
 from orlop.core.remotes.repository import Ask, Repository, Retry
 from orlop.core.remotes.session import Answer, Session
@@ -78,11 +79,11 @@ class RegistryResolver:
         if self._owns_session:
             await self._session.aclose()
 
-    def fetcher(self, ref: str) -> RegistryFetcher:
-        """See `remotes.Resolver.fetcher`."""
+    def fetcher(self, ref: str, *, parts: Parts | None = None) -> RegistryFetcher:
+        """See `remotes.Resolver.fetcher`; `parts` is how large content is fetched."""
         spec = parse_repository(ref)
         hosts = require(self._hosts_of(spec), Capability.PULL, "pull")
-        return RegistryFetcher(self._repositories(spec, hosts), scopes=pull_scopes(spec))
+        return RegistryFetcher(self._repositories(spec, hosts), scopes=pull_scopes(spec), parts=parts)
 
     def pusher(self, ref: str) -> RegistryPusher:
         """See `remotes.Resolver.pusher`."""

@@ -22,6 +22,7 @@ from orlop.core.images.verifier import ImageVerifier
 from orlop.core.kinds import CONTENT, DIFFER, IMAGE_VERIFIER, METADATA, SNAPSHOTS, TRANSFER
 from orlop.core.metadata.leases import LeaseStore
 from orlop.core.plugin import Context, Registration
+from orlop.core.remotes.parts import Parts
 from orlop.core.transfer import Named
 from orlop.core.transfer.ends import ImageExportStream, ImageImportStream, ImageStore, OCIRegistry
 from orlop.core.transfer.exporting import ExportOptions, export_archive
@@ -41,6 +42,7 @@ log: Final = logging.getLogger(__name__)
 
 DEFAULT_SNAPSHOTTER: Final = "overlayfs"
 LEASE_LIFETIME: Final = timedelta(hours=24)
+_LEAST_PART: Final = 512  # containerd's
 _ECHO_BYTES: Final = 1 << 18
 
 
@@ -50,6 +52,8 @@ class Config:
 
     Attributes:
         max_concurrent_downloads, max_concurrent_uploaded_layers: blobs at once, of all transfers; 0 is no limit.
+        concurrent_layer_fetch_buffer: bytes of the parts that a large blob is fetched in, `max_concurrent_downloads` of
+            them at once; 512 or less fetches each blob by one request.
         check_platform_supported: unpack only for the platforms that `unpack_config` names (this machine's without one).
         unpack_config: tables with `platform` and `snapshotter`: what may be asked for. Without any, every snapshotter
             that is loaded; containerd has its default one alone.
@@ -58,9 +62,17 @@ class Config:
 
     max_concurrent_downloads: int = 3
     max_concurrent_uploaded_layers: int = 3
+    concurrent_layer_fetch_buffer: int = 0
     check_platform_supported: bool = False
     unpack_config: list[dict[str, Any]] = field(default_factory=list)  # Any: a table as it stands in the file
     config_path: str = "/etc/containerd/certs.d:/etc/docker/certs.d"
+
+    @property
+    def parts(self) -> Parts | None:
+        """How large blobs are fetched."""
+        if self.concurrent_layer_fetch_buffer <= _LEAST_PART or self.max_concurrent_downloads < 2:
+            return None
+        return Parts(size=self.concurrent_layer_fetch_buffer, requests=self.max_concurrent_downloads)
 
     def supported(self, snapshotters: Sequence[str]) -> list[Unpack]:
         """What may be asked for. Raises InvalidArgumentError, NotFoundError for a table that is wrong."""
@@ -88,12 +100,14 @@ class Local:
         hosts_dirs: tuple[str, ...] = (),
         downloads: int = 0,
         uploads: int = 0,
+        parts: Parts | None = None,
     ) -> None:
         self._backing = backing
         self._leases = LeaseStore(backing.db)
         self._supported = supported
         self._verifiers = verifiers or {}
         self._hosts_dirs = hosts_dirs
+        self._parts = parts
         self._downloads = asyncio.Semaphore(downloads) if downloads > 0 else None
         self._uploads = asyncio.Semaphore(uploads) if uploads > 0 else None
 
@@ -135,7 +149,7 @@ class Local:
             telling.say("fetching image content", name, target)
             await pull(
                 stores,
-                resolver.fetcher(name),
+                resolver.fetcher(name, parts=self._parts),
                 name,
                 target,
                 selection=_selection(store),
@@ -331,6 +345,7 @@ def _init(context: Context) -> Local:
         hosts_dirs=tuple(filter(None, config.config_path.split(":"))),
         downloads=config.max_concurrent_downloads,
         uploads=config.max_concurrent_uploaded_layers,
+        parts=config.parts,
     )
 
 
