@@ -96,12 +96,16 @@ class Exchange:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._subscriptions: set[Subscription] = set()
+        self._pending: deque[Envelope] = deque()
+        self._draining = False
 
     def publish(self, namespace: str, topic: str, event: Message) -> None:
         """Publish an event of this daemon, from any thread. Namespace and topic are the caller's own, and so valid."""
+        if not self._subscriptions:
+            return  # who subscribes later has no right to it
         envelope = Envelope(namespace=namespace, topic=topic, event=pack(event))
         envelope.timestamp.FromNanoseconds(time.time_ns())
-        self._loop.call_soon_threadsafe(self._deliver, envelope)
+        self._hand_over(envelope)
 
     def publish_any(self, namespace: str, topic: str, event: AnyMessage) -> None:
         """Publish a client's event.
@@ -126,7 +130,7 @@ class Exchange:
         _validate_topic(envelope.topic)
         if not envelope.HasField("timestamp"):
             raise InvalidArgumentError("timestamp must be set on forwarded event")
-        self._loop.call_soon_threadsafe(self._deliver, envelope)
+        self._hand_over(envelope)
 
     def subscribe(self, filter_texts: Sequence[str] = ()) -> Subscription:
         """A subscription to what any of the filters matches; to all without filters.
@@ -153,6 +157,18 @@ class Exchange:
     def remove(self, subscription: Subscription) -> None:
         """Called by `Subscription` on leaving."""
         self._subscriptions.discard(subscription)
+
+    def _hand_over(self, envelope: Envelope) -> None:
+        """To the event loop, which is woken once for all that have come by then."""
+        self._pending.append(envelope)
+        if not self._draining:
+            self._draining = True
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        self._draining = False  # first: what is added from now on either wakes the loop anew or is seen below
+        while self._pending:
+            self._deliver(self._pending.popleft())
 
     def _deliver(self, envelope: Envelope) -> None:
         for subscription in tuple(self._subscriptions):
