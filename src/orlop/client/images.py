@@ -213,6 +213,22 @@ class Image:
 
         return await mount(self._session, self, target, snapshotter=snapshotter, writable=writable, labels=labels or {})
 
+    async def install(self, path: str = "", *, libraries: bool = False, replace: bool = False) -> list[str]:
+        """Put the files of its `bin` directory onto this host, and return their paths.
+
+        Args:
+            path: of the directory that gets `bin`; by default that of the daemon's opt plug-in.
+            libraries: those of `lib` as well.
+            replace: overwrite what is there.
+
+        Raises:
+            NotFoundError: no path is given and the daemon has none.
+            AlreadyExistsError: a file is there already; those before it are installed.
+        """
+        from orlop.client.install import install
+
+        return await install(self._session, self, path, libraries=libraries, replace=replace)
+
     async def checkpoint_digest(self) -> str:
         """The digest of the task's state in an image that `Container.checkpoint` made, for `Container.new_task`.
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from orlop.client.convert import ConvertOptions
     from orlop.client.events import Event
     from orlop.client.images import ImageRecord, ImageStatus
-    from orlop.client.introspection import Plugin, Server, Version
+    from orlop.client.introspection import Plugin, RuntimeInfo, Server, Version
     from orlop.client.io import ProcessIO
     from orlop.client.leases import LeaseInfo, Resource
     from orlop.client.mounts import Activation
@@ -385,6 +385,20 @@ class Image:
             NotFoundError: there is no such directory.
         """
         return drive(self._inner.mount(target, snapshotter=snapshotter, writable=writable, labels=labels))
+
+    def install(self, path: str = "", *, libraries: bool = False, replace: bool = False) -> list[str]:
+        """Put the files of its `bin` directory onto this host, and return their paths.
+
+        Args:
+            path: of the directory that gets `bin`; by default that of the daemon's opt plug-in.
+            libraries: those of `lib` as well.
+            replace: overwrite what is there.
+
+        Raises:
+            NotFoundError: no path is given and the daemon has none.
+            AlreadyExistsError: a file is there already; those before it are installed.
+        """
+        return drive(self._inner.install(path, libraries=libraries, replace=replace))
 
     def checkpoint_digest(self) -> str:
         """The digest of the task's state in an image that `Container.checkpoint` made, for `Container.new_task`.
@@ -740,6 +754,19 @@ class Introspection:
     def server(self) -> Server:
         """Who answers: a UUID that stays with the daemon's root directory, and its process."""
         return drive(self._inner.server())
+
+    def runtime_info(self, runtime: str = "io.containerd.runc.v2", options: PackedAny | None = None) -> RuntimeInfo:
+        """What a shim says of itself and of the OCI runtime below it.
+
+        Args:
+            runtime: a runtime's name, or the path of a shim.
+            options: as they would be given when a task is created; they may name another OCI runtime.
+
+        Raises:
+            UnknownError: there is no such shim.
+            UnimplementedError: the daemon is older than containerd 2.0.
+        """
+        return drive(self._inner.runtime_info(runtime, options))
 
     def plugins(self, filters: Sequence[str] = ()) -> list[Plugin]:
         """The daemon's plug-ins, in the order it initialised them; `filters` as in `type==io.containerd.gc.v1`."""

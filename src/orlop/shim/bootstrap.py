@@ -24,6 +24,7 @@ from orlop.shim.paths import LOG_LIMIT, Place, state_directory
 from orlop.shim.startup import Startup, parse
 
 _START_LIMIT_S = 10.0
+_FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 _STDIN_LIMIT = 4 << 20
 _LISTENER_FD = 3
 _LOCK_FD = 4
@@ -363,10 +364,34 @@ def _print_version() -> int:
 
 
 def _print_info() -> int:
+    from google.protobuf.any_pb2 import Any as AnyMessage
+
     from orlop.api.types import introspection_pb2
+    from orlop.shim.options import parse as parse_options
     from orlop.version import __version__
 
+    given = AnyMessage.FromString(_read_stdin())
     info = introspection_pb2.RuntimeInfo(name="io.containerd.orlop.v1")
     info.version.version = __version__
+    if given.type_url:
+        info.options.CopyFrom(given)
+    document = _features(parse_options(given).binary)
+    if document:
+        info.features.type_url = _FEATURES
+        info.features.value = document
     sys.stdout.buffer.write(info.SerializeToString())
     return 0
+
+
+def _features(name: str) -> bytes:
+    """What the OCI runtime says of itself; empty where it does not know the question, as crun before 1.8.6."""
+    import subprocess
+
+    from orlop.shim.runtime import find_program
+
+    for candidate in [name] if name else ["runc", "crun"]:
+        program = find_program(candidate)
+        if program:
+            done = subprocess.run([program, "features"], capture_output=True, stdin=subprocess.DEVNULL, check=False)
+            return done.stdout.strip() if done.returncode == 0 else b""
+    return b""

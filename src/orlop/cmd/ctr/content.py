@@ -21,11 +21,11 @@ _HERE = "orlop.cmd.ctr"
         "del": "delete",
         "remove": "delete",
         "rm": "delete",
-        "fetch-blob": "fetch-object",
     },
     lazy={
         "edit": (f"{_HERE}.editing:edit", "Edit a blob and print the new digest."),
         "fetch": (f"{_HERE}.distribution:fetch", "Fetch all content of an image."),
+        "fetch-blob": (f"{_HERE}.blobs:fetch_blob", "Write blobs of a registry to standard output."),
         "fetch-object": (f"{_HERE}.distribution:fetch_object", "Write an object of a registry to standard output."),
         "push-object": (f"{_HERE}.distribution:push_object", "Push a blob to a registry."),
         "prune": (f"{_HERE}.editing:prune", "Let go of content that only other content refers to."),

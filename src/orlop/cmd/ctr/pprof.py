@@ -1,4 +1,7 @@
-"""`ctr pprof`: profiles of a daemon written in Go, over HTTP on its debug socket. Our own daemon has no such socket."""
+"""`ctr pprof`: what a daemon does at this moment, over HTTP on its debug socket, which its configuration turns on.
+
+containerd answers in the formats of Go, orlopd in text; pages that Python has no counterpart for it does not know.
+"""
 
 import http.client
 import socket
@@ -10,8 +13,8 @@ from orlop.base.errdefs import UnavailableError, UnknownError
 from orlop.cmd.cli import GoCommand, LazyGroup
 
 _KINDS = {
-    "block": ("block", "Goroutines that block."),
-    "goroutines": ("goroutine?debug=2", "Stacks of all goroutines."),
+    "block": ("block", "What blocks."),
+    "goroutines": ("goroutine?debug=2", "Stacks of all threads and tasks."),
     "heap": ("heap", "The heap."),
     "threadcreate": ("threadcreate", "What makes threads."),
 }
@@ -23,7 +26,7 @@ _KINDS = {
 )
 @click.pass_context
 def pprof(context: click.Context, debug_socket: str) -> None:
-    """Profiles of a Go daemon, from its debug socket, on standard output."""
+    """Profiles of the daemon, from its debug socket, on standard output."""
     context.obj = debug_socket
 
 

@@ -1,4 +1,4 @@
-"""`ctr version`, `ctr info`, `ctr deprecations`: who answers."""
+"""`ctr version` and `ctr info`: who answers."""
 
 import click
 
@@ -31,14 +31,3 @@ def info(app: App) -> None:
 
     server = app.client.introspection.server()
     print_json({"server": {"uuid": server.uuid, "pid": server.pid, "pidns": server.pidns}})
-
-
-@click.command(cls=GoCommand)
-@pass_app
-def deprecations(app: App) -> None:
-    """Show what the daemon warns of."""
-    found = app.client.introspection.server().deprecations
-    for text in found:
-        click.echo(text)
-    if not found:
-        click.echo("No deprecation warnings")

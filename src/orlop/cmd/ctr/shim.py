@@ -122,6 +122,18 @@ def delete(app: App) -> None:
         click.echo(f"container deleted and returned exit status {answer.exit_status}")
 
 
+@shim.command(cls=GoCommand)
+@pass_app
+def shutdown(app: App) -> None:
+    """Let the shim end if it has no task left."""
+    from google.protobuf.empty_pb2 import Empty
+
+    from orlop.api.runtime.task.v2 import shim_pb2 as pb
+
+    with _connected(app) as (client, container_id):
+        _call(client, app, "Shutdown", pb.ShutdownRequest(id=container_id), Empty)
+
+
 @shim.command("exec", cls=GoCommand, go_flags_end=True)
 @click.option("--exec-id", default="", help="Id of the process.")
 @click.option("--spec", "spec_file", default="", help="File with the process's JSON.")
@@ -147,7 +159,10 @@ def exec_(
     attach: bool,
     args: tuple[str, ...],
 ) -> None:
-    """Run another process in the task, and print its process id."""
+    """Run another process in the task, and print its process id.
+
+    With --spec the argument is the process's id, else its command line.
+    """
     import os
 
     from google.protobuf.any_pb2 import Any as PackedAny
@@ -159,6 +174,7 @@ def exec_(
     if spec_file:
         with open(spec_file, "rb") as file:
             spec = file.read()
+        exec_id = exec_id or (args[0] if args else "")
     else:
         spec = encode(Process(args=list(args), cwd=cwd, env=list(env), terminal=tty))
     name = exec_id or f"exec-{os.urandom(4).hex()}"
@@ -174,4 +190,4 @@ def exec_(
         )
         _call(client, app, "Exec", request, Empty)
         started = _call(client, app, "Start", pb.StartRequest(id=container_id, exec_id=name), pb.StartResponse)
-        click.echo(started.pid)
+        click.echo(f"exec running with pid {started.pid}")

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
 from orlop.api.runtime.task.v2 import shim_pb2
+from orlop.api.types import introspection_pb2
 from orlop.base.errdefs import (
     DeadlineExceededError,
     InternalError,
@@ -32,6 +35,7 @@ SUPERVISOR: Final = "containerd-shim-orlop-v1"
 SUPERVISOR_NAMES: Final = frozenset({"io.containerd.runc.v2", "io.containerd.orlop.v1"})
 START_TIMEOUT_S: Final = 30.0
 DELETE_TIMEOUT_S: Final = 30.0
+INFO_TIMEOUT_S: Final = 10.0
 MAX_OUTPUT: Final = 1 << 20
 """Bytes that a shim's program may print on either of its outputs."""
 # The newest shim protocol that we speak; a shim that knows this variable answers with JSON.
@@ -132,6 +136,25 @@ async def delete(binary: ShimBinary, host: ShimHost, bundle: Bundle) -> shim_pb2
     return shim_pb2.DeleteResponse.FromString(output)
 
 
+async def info(binary: ShimBinary, options: bytes) -> introspection_pb2.RuntimeInfo:
+    """What a shim's program says of itself and of the OCI runtime below it.
+
+    Args:
+        options: serialised Any of the runtime's options, for the program's standard input.
+
+    Raises:
+        InternalError: the program cannot be run, fails, or answers something else; its output is quoted.
+        DeadlineExceededError: it took longer than INFO_TIMEOUT_S.
+    """
+    what = f"info of shim {binary.path}"
+    environment = {name: value for name, value in os.environ.items() if name not in OUR_OWN}
+    output = await _answer(what, binary.path, ["-info"], None, environment, options, INFO_TIMEOUT_S)
+    try:
+        return introspection_pb2.RuntimeInfo.FromString(output)
+    except DecodeError as error:
+        raise InternalError(f"{what}: its answer is no RuntimeInfo: {error}") from error
+
+
 def _at(path: Path, what: str) -> ShimBinary:
     if not path.exists():
         raise UnknownError(f"{_UNRESOLVED}: {what}: stat {path}: no such file or directory")
@@ -158,11 +181,24 @@ async def _run(
         "MAX_SHIM_VERSION": str(MAX_SHIM_VERSION),
         "GOMAXPROCS": os.environ.get("GOMAXPROCS", "2"),
     }
+    return await _answer(what, program, arguments, bundle.path, environment, stdin, timeout_s)
+
+
+async def _answer(
+    what: str,
+    program: Path,
+    arguments: Sequence[str],
+    directory: Path | None,
+    environment: Mapping[str, str],
+    stdin: bytes,
+    timeout_s: float,
+) -> bytes:
+    """Run a shim's program to its end; its standard output."""
     try:
         process = await asyncio.create_subprocess_exec(
             program,
             *arguments,
-            cwd=bundle.path,
+            cwd=directory,
             env=environment,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -1,0 +1,229 @@
+"""`ctr` beyond what Debian's has: looking into images, programs out of images, runtimes, shims; and its small start."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from orlop.base.errdefs import AlreadyExistsError, NotFoundError
+from orlop.client.sync import Client
+from tools.daemons import Ctr, Orlopd, Registry, environment
+from tools.images import Image
+
+pytestmark = [pytest.mark.root, pytest.mark.interop]
+Bind = Callable[..., Ctr]
+
+# What `ctr version` may import of ours, and of others. Each module costs every command a millisecond or so.
+OURS = {
+    "orlop",
+    "orlop.api",
+    "orlop.api.services",
+    "orlop.api.services.introspection",
+    "orlop.api.services.introspection.v1",
+    "orlop.api.services.introspection.v1.introspection_pb2",
+    "orlop.api.services.version",
+    "orlop.api.services.version.v1",
+    "orlop.api.services.version.v1.version_pb2",
+    "orlop.api.types",
+    "orlop.api.types.platform_pb2",
+    "orlop.base",
+    "orlop.base.errdefs",
+    "orlop.client",
+    "orlop.client.channel",
+    "orlop.client.client",
+    "orlop.client.connect",
+    "orlop.client.introspection",
+    "orlop.client.session",
+    "orlop.client.sync",
+    "orlop.client.ttrpc_channel",
+    "orlop.client.twins",
+    "orlop.cmd",
+    "orlop.cmd.cli",
+    "orlop.cmd.ctr",
+    "orlop.cmd.ctr.app",
+    "orlop.cmd.ctr.server",
+    "orlop.cmd.units",
+    "orlop.ttrpc",
+    "orlop.ttrpc._channel",
+    "orlop.ttrpc._reader",
+    "orlop.ttrpc.client",
+    "orlop.ttrpc.errors",
+    "orlop.ttrpc.wire",
+    "orlop.version",
+}
+OTHERS = {"click", "google", "org"}  # pickle looks for Jython's org.python
+# Of the standard library what is large and what asks for the network or for processes.
+NOT = {"asyncio", "concurrent", "email", "http", "importlib.metadata", "json", "logging", "multiprocessing"}
+NOT |= {"ssl", "subprocess", "tarfile", "tempfile", "tomllib", "unittest", "urllib", "xml"}
+
+
+@pytest.fixture
+def ctr(orlopd: Orlopd, our_ctr: Bind, namespace: str) -> Iterator[Ctr]:
+    one = our_ctr(orlopd, namespace)
+    yield one
+    for container in one("containers", "ls", "-q").split():
+        one("tasks", "rm", "-f", container, check=False)
+        one("containers", "rm", container)
+    for image in one("images", "ls", "-q").split():
+        one("images", "rm", "--sync", image)
+    orlopd.forget_cgroup(namespace)
+
+
+@pytest.fixture
+def client(ctr: Ctr, orlopd: Orlopd, busybox_multi_image: Image) -> Iterator[Client]:
+    """With an index of two platforms."""
+    with Client(str(orlopd.address), ctr.namespace) as one:
+        with open(busybox_multi_image.archive, "rb") as file:
+            one.import_(file)
+        yield one
+
+
+def test_version_imports_little(ctr: Ctr) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *ctr.argv("version")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(),
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    names = {line.rpartition("|")[2].strip() for line in lines[1:]}
+    assert {name for name in names if name.partition(".")[0] == "orlop"} <= OURS
+    installed = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"orlop"}
+    assert {name for name in installed if not name.startswith(("_", "editable", "sitecustomize"))} <= OTHERS
+    assert not {name for name in names if name in NOT or name.partition(".")[0] in NOT}
+
+
+def test_an_image_is_shown_as_a_tree(ctr: Ctr, client: Client, busybox_multi_image: Image) -> None:
+    name = busybox_multi_image.reference
+    image = client.images.get(name)
+    tree = image.tree()
+    assert (tree.descriptor, tree.present) == (image.target, True)
+    assert [child.descriptor for child in tree.children[-1].children][1:] == list(image.manifest().layers)
+    shown = ctr("images", "inspect", name).splitlines()
+    assert shown[0] == name
+    assert [line.split(":")[0] for line in shown[1:3]] == ["│    Created", "│    Updated"]
+    assert shown[3] == f"└── {image.target.media_type} @{image.target.digest} ({image.target.size} bytes)"
+    assert shown[4].startswith("    ├── application/vnd.oci.image.manifest.v1+json @sha256:")
+    assert shown[5].startswith("    │   │    Platform: linux/")
+    last = image.manifest().layers[-1]
+    assert shown[-1] == f"        └── {last.media_type} @{last.digest} ({last.size} bytes)"
+    content = ctr("images", "i", "--content", name)
+    assert "┌────────Content────────" in content
+    assert '"containerd.io/gc.ref.content.m.0": "sha256:' in content
+    manifest = image.manifest()
+    client.content.delete(manifest.config.digest)
+    assert [child.present for child in image.tree().children[-1].children][:2] == [False, True]
+    assert "Content does not exist locally" not in ctr("images", "inspect", name)  # of what is listed only
+
+
+def test_what_an_image_takes(ctr: Ctr, client: Client, busybox_multi_image: Image) -> None:
+    image = client.images.get(busybox_multi_image.reference)
+    before = image.usage()
+    assert before.content_bytes == image.size() == before.manifest_bytes
+    assert before.snapshot_bytes == {}
+    everything = image.usage(all_platforms=True)
+    assert everything.content_bytes > before.content_bytes
+    assert ctr.run("images", "usage", image.name).returncode == 1
+    image.unpack()
+    after = image.usage()
+    rows = [line.split() for line in ctr("images", "usage", image.name).splitlines()]
+    assert rows[0] == ["KEY", "SIZE", "INODES"]
+    assert rows[1][0] == image.chain_id()
+    sizes = [client.snapshots().usage(row[0]).size_bytes for row in rows[1:]]
+    assert len(sizes) == len(image.manifest().layers)
+    assert after.snapshot_bytes == {"overlayfs": sum(sizes)}
+    assert after.total_bytes == after.content_bytes + sum(sizes)
+
+
+def test_images_that_no_container_needs_are_pruned(ctr: Ctr, client: Client, busybox_multi_image: Image) -> None:
+    name = busybox_multi_image.reference
+    ctr("images", "tag", name, "x/other:1", "x/third:1")
+    ctr("containers", "create", name, "one", "true")
+    assert "requires --all" in ctr.run("images", "prune").stderr
+    assert len(client.images.list()) == 3
+    assert ctr("images", "prune", "--all") == ""
+    assert [image.name for image in client.images.list()] == [name]
+    ctr("containers", "rm", "one")
+    assert client.images.prune() == [name]
+    assert list(client.content.walk()) == []
+
+
+def test_an_image_is_mounted_and_unmounted(
+    ctr: Ctr, client: Client, busybox_multi_image: Image, tmp_path: Path
+) -> None:
+    target = tmp_path / "root"
+    target.mkdir()
+    name = busybox_multi_image.reference
+    chain_id, shown = ctr("images", "mount", name, str(target)).split()
+    assert (chain_id, shown) == (client.images.get(name).chain_id(), str(target))
+    assert (target / "bin/busybox").exists()
+    with pytest.raises(OSError, match="Read-only"):
+        (target / "file").touch()
+    ctr("images", "unmount", "--rm", str(target))
+    assert list(target.iterdir()) == []
+    ctr("images", "mount", "--rw", name, str(target))
+    (target / "file").touch()
+    ctr("images", "unmount", str(target))
+    ctr("images", "mount", "--rw", name, str(target))  # the snapshot is still there
+    assert (target / "file").exists()
+    ctr("images", "unmount", "--rm", str(target))
+    assert [info.kind for info in client.snapshots().list() if info.kind != "Committed"] == []
+    assert ctr.run("images", "mount", name, str(tmp_path / "none")).returncode == 1
+
+
+def test_programs_out_of_an_image(ctr: Ctr, client: Client, busybox_multi_image: Image, tmp_path: Path) -> None:
+    name = busybox_multi_image.reference
+    ctr("images", "tag", name, "x/opt:1")
+    image = client.images.get("x/opt:1")
+    installed = image.install(str(tmp_path))
+    program = tmp_path / "bin/busybox"
+    assert str(program) in installed
+    assert subprocess.run([program, "echo", "hi"], capture_output=True, check=True).stdout == b"hi\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"bin"}
+    assert not [path for path in (tmp_path / "bin").iterdir() if ".orlop-" in path.name]
+    with pytest.raises(AlreadyExistsError, match="cannot replace bin/"):
+        image.install(str(tmp_path))
+    ctr("install", "--replace", "--path", str(tmp_path), name)
+    with pytest.raises(NotFoundError, match="opt service not enabled"):
+        image.install()
+
+
+def test_a_runtime_says_what_it_is(ctr: Ctr) -> None:
+    info = json.loads(ctr("plugins", "inspect-runtime", "--runc-binary", "runc"))
+    assert info["Name"] == "io.containerd.orlop.v1"
+    assert info["Version"]["Version"]
+    assert info["Options"] == {"binary_name": "runc"}
+    assert "mountOptions" in info["Features"]
+    unknown = ctr.run("plugins", "inspect-runtime", "--runtime", "io.containerd.none.v9")
+    assert 'runtime "io.containerd.none.v9" binary not installed' in unknown.stderr
+    assert ctr("deprecations", "list") == ""
+    assert ctr("deprecations", "ls", "--format", "json") == ""
+
+
+def test_blobs_of_a_registry(ctr: Ctr, registry: Registry, client: Client, busybox_image: Image) -> None:
+    reference = registry.push(busybox_image, "blobs")
+    with open(busybox_image.archive, "rb") as file:
+        [image] = client.import_(file)
+    digests = [str(layer.digest) for layer in image.manifest().layers]
+    done = subprocess.run(
+        ctr.argv("content", "fetch-blob", "--plain-http", reference, *digests[:2]),
+        capture_output=True,
+        check=True,
+        env=environment(),
+    )
+    assert done.stdout == b"".join(client.content.read(digest) for digest in digests[:2])
+    assert "must specify digests" in ctr.run("content", "fetch-blob", "--plain-http", reference).stderr
+
+
+def test_a_shim_is_spoken_to(ctr: Ctr, client: Client, busybox_multi_image: Image) -> None:
+    ctr("run", "-d", "--null-io", busybox_multi_image.reference, "one", "sleep", "1000")
+    state = json.loads(ctr("shim", "--id", "one", "state"))
+    assert (state["id"], state["pid"]) == ("one", client.task("one").pid)
+    shown = ctr("shim", "--id", "one", "exec", "--exec-id", "e", "/bin/true")
+    assert shown.startswith("exec running with pid ")
+    client.task("one").process("e").wait()
+    assert ctr.run("shim", "state").stderr.startswith("ctr: container id must be specified")
