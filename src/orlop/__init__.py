@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from orlop.base.errdefs import OrlopError as OrlopError
+    from orlop.client.checkpoint import CheckpointOptions as CheckpointOptions
+    from orlop.client.convert import ConvertOptions as ConvertOptions
+    from orlop.client.convert import LayerForm as LayerForm
+    from orlop.client.convert import MediaFamily as MediaFamily
     from orlop.client.images import ImageStatus as ImageStatus
     from orlop.client.io import Capture as Capture
     from orlop.client.io import FifoIO as FifoIO
@@ -42,8 +46,10 @@ if TYPE_CHECKING:
 
 _ORIGINS: Final = {
     "Capture": "orlop.client.io",
+    "CheckpointOptions": "orlop.client.checkpoint",
     "Client": "orlop.client.sync",
     "Container": "orlop.client.sync",
+    "ConvertOptions": "orlop.client.convert",
     "Engine": "orlop.engine",
     "Exit": "orlop.client.tasks",
     "FifoIO": "orlop.client.io",
@@ -54,7 +60,9 @@ _ORIGINS: Final = {
     "ImageReference": "orlop.core.transfer.ends",
     "ImageStatus": "orlop.client.images",
     "ImageStore": "orlop.core.transfer.ends",
+    "LayerForm": "orlop.client.convert",
     "LogIO": "orlop.client.io",
+    "MediaFamily": "orlop.client.convert",
     "Naming": "orlop.core.transfer.naming",
     "NullIO": "orlop.client.io",
     "OCIRegistry": "orlop.core.transfer.ends",

@@ -38,7 +38,6 @@ LISTINGS = (
     "snapshots label one",
     "containers info --spec one",
     "tasks metrics none",
-    "content label nonsense",
     "snapshots info none",
     "containers info none",
     "tasks kill none",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orlop.client.convert import ConvertOptions, Family, LayerForm
+from orlop.client.convert import ConvertOptions, LayerForm, MediaFamily
 from orlop.client.sync import Client
 from tools import peers
 from tools.images import Image
@@ -71,18 +71,18 @@ def test_layers_there_and_back_again(client, imported) -> None:
 
 
 def test_docker_and_oci(client, imported) -> None:
-    docker = _convert(client, imported, "x/docker:1", family=Family.DOCKER)
+    docker = _convert(client, imported, "x/docker:1", family=MediaFamily.DOCKER)
     value = json.loads(client.content.read(docker.target.digest))
     types = {one["mediaType"] for one in [value, value["config"], *value["layers"]]}
     assert all(one.startswith("application/vnd.docker.") for one in types), types
     assert not any("annotations" in one for one in [value, value["config"], *value["layers"]])
-    oci = _convert(client, "x/docker:1", "x/oci:1", family=Family.OCI)
+    oci = _convert(client, "x/docker:1", "x/oci:1", family=MediaFamily.OCI)
     assert oci.manifest().config.media_type == "application/vnd.oci.image.config.v1+json"
     assert [one.digest for one in oci.manifest().layers] == [one.digest for one in docker.manifest().layers]
 
 
 def test_other_tools_read_what_was_converted(client, imported, tmp_path: Path) -> None:
-    _convert(client, imported, "x/docker:1", family=Family.DOCKER, layers=LayerForm.GZIP)
+    _convert(client, imported, "x/docker:1", family=MediaFamily.DOCKER, layers=LayerForm.GZIP)
     archive = tmp_path / "image.tar"
     with open(archive, "wb") as file:
         client.export(file, ["x/docker:1"])

@@ -83,7 +83,8 @@ async def checkpoint(session: Session, container: Container, ref: str, options: 
         labels = {f"{GC_REF_CONTENT}.{number}": str(entry.digest) for number, entry in enumerate(entries)}
         digest = await Content(held).write(f"{container.id}-index-{unique_id()}", blob, labels=labels)
         target = Descriptor(media_type=media_types.OCI_INDEX, digest=Digest.parse(digest), size=len(blob))
-        return await Images(held).create(ref, target)
+        await Images(held).create(ref, target)
+    return await Images(session).get(ref)
 
 
 async def checkpoint_task(session: Session, container: Container, name: str, *, stop: bool, work_path: str) -> Image:
@@ -126,7 +127,7 @@ async def restore(session: Session, container_id: str, ref: str, *, rw: bool) ->
         try:
             if layer is not None:
                 await Diff(held).apply(layer, mounts)
-            return await Containers(held).create(
+            made = await Containers(held).create(
                 container_id,
                 spec.value,
                 image=base.name,
@@ -139,6 +140,7 @@ async def restore(session: Session, container_id: str, ref: str, *, rw: bool) ->
             with contextlib.suppress(OrlopError):  # the first error tells
                 await snapshots.remove(container_id)
             raise
+    return Container(session, made.record)
 
 
 async def read_index(session: Session, image: Image) -> Index:

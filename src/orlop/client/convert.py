@@ -42,7 +42,7 @@ class LayerForm(StrEnum):
     ZSTD = "zstd"
 
 
-class Family(StrEnum):
+class MediaFamily(StrEnum):
     """Whose media types a converted image has."""
 
     KEEP = "keep"
@@ -63,7 +63,7 @@ class ConvertOptions:
     """
 
     layers: LayerForm = LayerForm.KEEP
-    family: Family = Family.KEEP
+    family: MediaFamily = MediaFamily.KEEP
     platforms: Sequence[str] = ()
     all_platforms: bool = False
     max_concurrent: int = 4
@@ -197,7 +197,7 @@ class _Conversion:
                     await writer.commit(size=recoder.size, expected=recoder.digest, labels=labels)
                 except AlreadyExistsError:
                     await self._content.label(recoder.digest, labels)
-        except Exception:
+        except BaseException:  # also when another layer has failed and this one is cancelled
             with contextlib.suppress(OrlopError):  # the first error tells; the lease's end frees it as well
                 await self._content.abort(ref)
             raise
@@ -222,7 +222,7 @@ class _Conversion:
             children = [document["config"], *document["layers"]]
         else:
             document["manifests"] = children = [await self._written(entry) for entry in known.entries]
-        if isinstance(document.get("mediaType"), str) or self._options.family is Family.DOCKER:
+        if isinstance(document.get("mediaType"), str) or self._options.family is MediaFamily.DOCKER:
             document["mediaType"] = self._type(document.get("mediaType") or _media_type(descriptor))
         if types.is_docker(document.get("mediaType") or ""):
             document.pop("annotations", None)
@@ -245,9 +245,9 @@ class _Conversion:
 
     def _type(self, media_type: str) -> str:
         match self._options.family:
-            case Family.OCI:
+            case MediaFamily.OCI:
                 return conversion.oci_type(media_type)
-            case Family.DOCKER:
+            case MediaFamily.DOCKER:
                 return conversion.docker_type(media_type)
         return media_type
 

@@ -49,53 +49,81 @@ async def new_container(
 
         await session.blocking(load_default, options.apparmor_default_profile)
     async with Held(session) as held:
-        if options.spec_file:
-            return await _from_file(
-                held, container_id, options, runtime, runtime_options, labels or {}, extensions, sandbox
-            )
-        if image is None:
-            if not options.rootfs:
-                raise InvalidArgumentError(f"container {container_id}: no image and no root file system is given")
-            spec = make_spec(namespace=held.namespace, container_id=container_id, options=options)
-            return await Containers(held).create(
-                container_id,
-                encode(spec),
-                runtime=runtime,
-                runtime_options=runtime_options,
-                labels=labels,
-                extensions=extensions,
-                sandbox=sandbox,
-            )
-        config = await image.config()
-        parent = await image.chain_id()
-        if parent and not await image.is_unpacked(snapshotter):
-            await image.unpack(snapshotter=snapshotter)
-        snapshots = Snapshots(held, snapshotter)
-        marks = dict(snapshot_labels or {})
-        if options.uid_maps and options.gid_maps:
-            parent = await _remapped(held, snapshots, parent, options, marks)
-        mounts = await snapshots.prepare(container_id, parent, labels=marks)
-        try:
-            users = await held.blocking(read_users, mounts)
-            spec = make_spec(
-                namespace=held.namespace, container_id=container_id, options=options, image=config, users=users
-            )
-            return await Containers(held).create(
-                container_id,
-                encode(spec),
-                image=image.name,
-                runtime=runtime,
-                runtime_options=runtime_options,
-                snapshotter=snapshotter,
-                snapshot_key=container_id,
-                labels=container_labels(config, image.labels, labels or {}),
-                extensions=extensions,
-                sandbox=sandbox,
-            )
-        except BaseException:
-            with contextlib.suppress(OrlopError):  # the first error tells
-                await snapshots.remove(container_id)
-            raise
+        made = await _made(
+            held,
+            container_id,
+            image,
+            options=options,
+            runtime=runtime,
+            runtime_options=runtime_options,
+            snapshotter=snapshotter,
+            snapshot_labels=snapshot_labels or {},
+            labels=labels or {},
+            extensions=extensions,
+            sandbox=sandbox,
+        )
+    return Container(session, made.record)  # the lease has ended, and is not to be named any more
+
+
+async def _made(
+    held: Session,
+    container_id: str,
+    image: Image | None,
+    *,
+    options: SpecOptions,
+    runtime: str,
+    runtime_options: PackedAny | None,
+    snapshotter: str,
+    snapshot_labels: Mapping[str, str],
+    labels: Mapping[str, str],
+    extensions: Mapping[str, PackedAny] | None,
+    sandbox: str,
+) -> Container:
+    if options.spec_file:
+        return await _from_file(held, container_id, options, runtime, runtime_options, labels, extensions, sandbox)
+    if image is None:
+        if not options.rootfs:
+            raise InvalidArgumentError(f"container {container_id}: no image and no root file system is given")
+        spec = make_spec(namespace=held.namespace, container_id=container_id, options=options)
+        return await Containers(held).create(
+            container_id,
+            encode(spec),
+            runtime=runtime,
+            runtime_options=runtime_options,
+            labels=labels,
+            extensions=extensions,
+            sandbox=sandbox,
+        )
+    config = await image.config()
+    parent = await image.chain_id()
+    if parent and not await image.is_unpacked(snapshotter):
+        await image.unpack(snapshotter=snapshotter)
+    snapshots = Snapshots(held, snapshotter)
+    marks = dict(snapshot_labels)
+    if options.uid_maps and options.gid_maps:
+        parent = await _remapped(held, snapshots, parent, options, marks)
+    mounts = await snapshots.prepare(container_id, parent, labels=marks)
+    try:
+        users = await held.blocking(read_users, mounts)
+        spec = make_spec(
+            namespace=held.namespace, container_id=container_id, options=options, image=config, users=users
+        )
+        return await Containers(held).create(
+            container_id,
+            encode(spec),
+            image=image.name,
+            runtime=runtime,
+            runtime_options=runtime_options,
+            snapshotter=snapshotter,
+            snapshot_key=container_id,
+            labels=container_labels(config, image.labels, labels),
+            extensions=extensions,
+            sandbox=sandbox,
+        )
+    except BaseException:
+        with contextlib.suppress(OrlopError):  # the first error tells
+            await snapshots.remove(container_id)
+        raise
 
 
 async def _remapped(

@@ -39,7 +39,7 @@ def convert(
 
     For example: ctr images convert --uncompress --oci example.com/foo:orig example.com/foo:converted
     """
-    from orlop.client.convert import ConvertOptions, Family, LayerForm
+    from orlop.client.convert import ConvertOptions, LayerForm, MediaFamily
 
     if erofs or erofs_compressors or erofs_mkfs_options:
         raise UnimplementedError(
@@ -52,7 +52,7 @@ def convert(
     layers = LayerForm.UNCOMPRESSED if uncompress else LayerForm.GZIP if gzip else LayerForm.ZSTD if zstd else None
     options = ConvertOptions(
         layers=layers or LayerForm.KEEP,
-        family=Family.OCI if oci else Family.DOCKER if docker else Family.KEEP,
+        family=MediaFamily.OCI if oci else MediaFamily.DOCKER if docker else MediaFamily.KEEP,
         platforms=platforms,
         all_platforms=all_platforms,
     )
