@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from orlop.api.services.streaming.v1 import streaming_pb2 as streaming_api
 from orlop.api.services.transfer.v1 import transfer_pb2 as api
 from orlop.api.types.transfer import progress_pb2, registry_pb2
-from orlop.base.errdefs import InvalidArgumentError, OrlopError, UnavailableError
+from orlop.base.errdefs import InternalError, InvalidArgumentError, OrlopError, UnavailableError, UnimplementedError
 from orlop.client.channel import Rpc
 from orlop.client.session import Duplex, Session
 from orlop.core.streaming.proxy import Sender, is_a, pack, received
@@ -177,8 +177,20 @@ class _Serving:
         name = f"{kind}-{time.time_ns() % 10**9}-{suffix}"
         duplex = await self._session.duplex(STREAM)
         self._stack.push_async_callback(duplex.close)
-        await duplex.send(pack(streaming_api.StreamInit(id=name)))
-        if await duplex.receive() is None:
+        try:
+            await duplex.send(pack(streaming_api.StreamInit(id=name)))
+            answer = await duplex.receive()
+        except InternalError as error:
+            # A daemon without streams ends the call at once. grpcio then forgets why if a message was being written, so
+            # ask again in a way that cannot be overtaken.
+            try:
+                await self._session.call(TRANSFER, api.TransferRequest())
+            except UnimplementedError:
+                raise
+            except OrlopError:
+                raise error from None
+            raise
+        if answer is None:
             raise UnavailableError(f"stream {name}: the daemon ended it")
         return _ClientStream(duplex), name
 
