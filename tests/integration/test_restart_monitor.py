@@ -93,3 +93,28 @@ def test_a_container_without_a_task_is_started(client: orlop.Client, busybox_ima
     options = orlop.SpecOptions(args=("sleep", "1000"))
     client.new_container("one", busybox_image.reference, options, labels={STATUS_LABEL: "running"})
     until(lambda: status(client) == "RUNNING")
+
+
+@pytest.mark.parametrize("spec", [b"null", b"[" * 100_000], ids=["null", "deep"])
+def test_a_spec_that_cannot_be_read_ends_the_watch_over_nobody_else(
+    client: orlop.Client, busybox_image: Image, tmp_path: Path, spec: bytes
+) -> None:
+    from orlop.api.services.containers.v1 import containers_pb2 as pb
+    from orlop.client.channel import Rpc
+
+    service = "containerd.services.containers.v1.Containers"
+    create = Rpc(service, "Create", pb.CreateContainerRequest, pb.CreateContainerResponse)
+    broken = pb.Container(id="broken", labels={STATUS_LABEL: "running", LOG_LABEL: f"file://{tmp_path}/log"})
+    broken.runtime.name = "io.containerd.runc.v2"
+    broken.spec.type_url = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+    broken.spec.value = spec
+    client.call(create, pb.CreateContainerRequest(container=broken))
+    container = client.new_container("one", busybox_image.reference, orlop.SpecOptions(args=("sleep", "1000")))
+    container.new_task().start()
+    container.label({STATUS_LABEL: "running"})
+    first = client.task("one").state().pid
+    client.task("one").kill("SIGKILL")
+    until(lambda: status(client) == "RUNNING" and client.task("one").state().pid != first)
+    container.label({STATUS_LABEL: "stopped"})
+    until(lambda: status(client) == "")
+    client.containers.get("broken").delete()

@@ -4,6 +4,7 @@ A layer's archive, or a program in a container, can nest directories deeper than
 Python recurses, and than a process may open files. `shutil.rmtree` and `os.walk` fail there. Links are never followed.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LONG: Final = 2048  # bytes of a relative path after which a new base is opened; PATH_MAX is 4096
 
 Removed = Callable[[os.stat_result], object]
-"""Told the status of each thing just before it is removed."""
+"""Told the status that each thing had before it was removed."""
 
 
 def remove(path: str | os.PathLike[str] | bytes) -> None:
@@ -47,7 +48,10 @@ def remove_inside(fd: int, removed: Removed | None = None) -> None:
         while True:
             if below:
                 name = below.pop()
-                inner = os.open(name, _OPEN, dir_fd=here)
+                try:
+                    inner = os.open(name, _OPEN, dir_fd=here)
+                except FileNotFoundError:
+                    continue
                 parent = os.fstat(here)
                 os.close(here)
                 here = inner
@@ -64,9 +68,10 @@ def remove_inside(fd: int, removed: Removed | None = None) -> None:
                 found = os.fstat(here)
                 if (found.st_dev, found.st_ino) != identity:
                     raise OSError(errno.ESTALE, "the directory was moved meanwhile", os.fsdecode(name))
-                os.rmdir(name, dir_fd=here)
-                if removed is not None:
-                    removed(status)
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(name, dir_fd=here)
+                    if removed is not None:
+                        removed(status)
             else:
                 return
     finally:
@@ -117,7 +122,9 @@ def _unlink_files(fd: int, removed: Removed | None) -> list[bytes]:
             if entry.is_dir(follow_symlinks=False):
                 below.append(os.fsencode(entry.name))
                 continue
-            if removed is not None:
-                removed(entry.stat(follow_symlinks=False))
-            os.unlink(entry.name, dir_fd=fd)
+            with contextlib.suppress(FileNotFoundError):  # somebody else removes the same tree
+                status = entry.stat(follow_symlinks=False) if removed is not None else None
+                os.unlink(entry.name, dir_fd=fd)
+                if removed is not None and status is not None:
+                    removed(status)
     return below

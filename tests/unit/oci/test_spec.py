@@ -148,3 +148,8 @@ def test_reading_and_writing_changes_nothing(top, process, mounts):
     if mounts:
         given_["mounts"] = [{"destination": f"/{number % 2}"} | extra for number, extra in enumerate(mounts)]
     assert json.loads(SpecDocument.load(json.dumps(given_).encode()).dump()) == given_
+
+
+def test_what_is_not_utf8_is_refused_as_such():
+    with pytest.raises(InvalidArgumentError, match="utf-8"):
+        decode(b'{"hostname": "\xff"}')

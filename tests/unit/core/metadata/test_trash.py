@@ -182,3 +182,20 @@ def test_what_cannot_be_unlinked_stays_recorded(tmp_path, db, monkeypatch, caplo
     assert "cannot unlink yet" in caplog.text
     with Trash(tmp_path, db) as trash:
         wait_until_empty(trash, db)
+
+
+def test_a_tree_deeper_than_a_path_goes_and_what_comes_after_it_too(tmp_path, db):
+    """Python's own removal recurses; the entry stayed, and with it all that were thrown away later."""
+    with Trash(tmp_path, db) as trash:
+        deep, file = tmp_path / "deep", victim(tmp_path)
+        deep.mkdir()
+        fd = os.open(deep, os.O_RDONLY)
+        for _ in range(2500):
+            os.mkdir("directory", dir_fd=fd)
+            inner = os.open("directory", os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        os.close(fd)
+        assert db.write_sync(lambda tx: trash.take(tx, deep) and trash.take(tx, file))
+        wait_until_empty(trash, db)
+        assert os.listdir(trash.directory) == []
