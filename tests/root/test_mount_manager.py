@@ -244,6 +244,8 @@ def test_what_is_refused(world):
         with pytest.raises(UnimplementedError) as caught:
             await manager.activate("ns", "web", [Mount(type="overlay", source="overlay")])
         assert str(caught.value) == "not implemented"
+        with pytest.raises(InvalidArgumentError, match=r"^too many mounts \(256\): maximum 255"):
+            await manager.activate("ns", "web", [Mount(type="loop", source="x")] * 256)
         with pytest.raises(InvalidArgumentError, match="mount name must not be empty"):
             await manager.activate("ns", "", image(world))
         with pytest.raises(InvalidArgumentError, match="greater than maximum size"):

@@ -143,12 +143,15 @@ def test_a_sandbox_keeps_the_supervisor_and_outlives_it(shim: Shim) -> None:
     tasks = shim.directory / "io.containerd.runtime.v2.task"
     tasks.symlink_to(shim.directory / "t")
     pid = shim.run("c", ["sleep", "100"])
+    lost = Pod(shim, "lost")
+    lost.call("CreateSandbox", bundle_path=str(shim.directory / "a-bundle-that-is-gone"))
     shim.kill()
     half = next(shim.state.glob("s/*.sandboxes"))
     (half / ".pod").write_text("{half")
     done = shim.program("-id", "pod", "start", cwd=shim.directory / "io.containerd.sandbox.controller.v1.shim/ns/pod")
     assert done.stdout.decode() == shim.address
     assert pod.call("SandboxStatus") == before
+    assert lost.fails("PingSandbox") == (5, "sandbox lost: not found")
     # The successor was started for the sandbox, and has found the tasks all the same.
     assert shim.task_state("c").pid == pid
     pod.call("StopSandbox")

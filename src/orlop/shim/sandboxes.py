@@ -168,10 +168,10 @@ class Sandboxes:
             return
         for name in names:
             record = _read(f"{self._directory}/{name}")
-            if record is not None and record.boot == self._boot and record.id == name:
+            if record is not None and record.boot == self._boot and record.id == name and _is_wanted(record):
                 yield record
                 continue
-            with contextlib.suppress(OSError):  # half written, or of another boot
+            with contextlib.suppress(OSError):  # half written, of another boot, or given up by the daemon
                 os.unlink(f"{self._directory}/{name}")
 
 
@@ -186,6 +186,11 @@ async def _end(task: Task, limit_s: float) -> None:
             if task.init.exit is None:
                 raise
         await task.init.wait()
+
+
+def _is_wanted(record: Record) -> bool:
+    """A daemon that has removed the bundle knows nothing of it any more, and would never shut it down."""
+    return not record.bundle or os.path.isdir(record.bundle)
 
 
 def _read(path: str) -> Record | None:

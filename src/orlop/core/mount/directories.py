@@ -21,7 +21,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from orlop.base.errdefs import OrlopError
 from orlop.core.mount import Mount, transforms
 from orlop.core.mount.activation import ActiveMount, Handler
 from orlop.core.mount.perform import as_error, mount_all, unmount_below
@@ -33,7 +32,7 @@ log: Final = logging.getLogger(__name__)
 def perform_plan(
     plan: Plan, directory: Path, handlers: Mapping[str, Handler], roots: Sequence[str], *, temporary: bool
 ) -> tuple[list[ActiveMount], list[Mount]]:
-    """Mount what a plan performs in `directory`, which is made; all or nothing.
+    """Mount what a plan performs in `directory`, which is made. When this raises, `remove` is for what stands by then.
 
     Args:
         temporary: what is left is a bind mount of the last one.
@@ -45,25 +44,18 @@ def perform_plan(
         OrlopError: of a transform, a handler or the kernel; the text names the mount.
     """
     try:
-        try:
-            directory.mkdir(mode=0o700)
-        except OSError as error:
-            raise as_error(f"make {directory}", error) from error
-        active: list[ActiveMount] = []
-        for position, step in enumerate(plan.performed):
-            mount = transforms.apply(step, active, roots)
-            place = directory / str(len(plan.performed) - position)
-            active.append(_perform(mount, place, handlers.get(mount.type), active))
-        left = [_left(step, position, active, roots) for position, step in enumerate(plan.left)]
-        if temporary and active:
-            left.append(Mount(type="bind", source=active[-1].mount_point, options=("rbind",)))
-        return active, left
-    except BaseException as error:
-        try:
-            remove(directory, handlers, patience_s=0.0)
-        except OrlopError as second:
-            error.add_note(f"while undoing: {second}")
-        raise
+        directory.mkdir(mode=0o700)
+    except OSError as error:
+        raise as_error(f"make {directory}", error) from error
+    active: list[ActiveMount] = []
+    for position, step in enumerate(plan.performed):
+        mount = transforms.apply(step, active, roots)
+        place = directory / str(len(plan.performed) - position)
+        active.append(_perform(mount, place, handlers.get(mount.type), active))
+    left = [_left(step, position, active, roots) for position, step in enumerate(plan.left)]
+    if temporary and active:
+        left.append(Mount(type="bind", source=active[-1].mount_point, options=("rbind",)))
+    return active, left
 
 
 def remove(directory: Path, handlers: Mapping[str, Handler], *, patience_s: float) -> None:

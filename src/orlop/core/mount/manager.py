@@ -22,11 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from orlop.base.errdefs import OrlopError, UnimplementedError
+from orlop.base.errdefs import InvalidArgumentError, OrlopError, UnimplementedError
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.mounts import MountStore
 from orlop.core.mount import Mount, directories, plans
-from orlop.core.mount.activation import Activation, ActiveMount, Handler
+from orlop.core.mount.activation import Activation, Handler
 from orlop.core.mount.perform import as_error, mounts_below
 
 T = TypeVar("T")
@@ -34,6 +34,8 @@ T = TypeVar("T")
 log: Final = logging.getLogger(__name__)
 
 WORKERS: Final = 4
+# As containerd counts them, in one byte.
+MOUNTS_LIMIT: Final = 255
 # As long as containerd tries again while a mount is busy.
 PATIENCE_S: Final = 2.5
 
@@ -94,9 +96,12 @@ class MountManager:
 
         Raises:
             UnimplementedError: nothing of them needs this: mount them as they are.
+            InvalidArgumentError: there are more than MOUNTS_LIMIT of them.
             AlreadyExistsError: there is an activation of that name.
             OrlopError: see `directories.perform_plan`.
         """
+        if len(mounts) > MOUNTS_LIMIT:
+            raise InvalidArgumentError(f"too many mounts ({len(mounts)}): maximum {MOUNTS_LIMIT}")
         plan = plans.make(mounts, handled=self._handlers, temporary=temporary, claimed=claimed)
         if plan is None:
             raise UnimplementedError
@@ -189,16 +194,11 @@ class MountManager:
             active, system = await self._work(
                 lambda: directories.perform_plan(plan, directory, self._handlers, self._roots, temporary=temporary)
             )
-            return await self._complete(number, active, system)
-        except BaseException:
-            await self._db.write(lambda tx: self._store.remove(tx, number))
-            raise
-
-    async def _complete(self, number: int, active: Sequence[ActiveMount], system: Sequence[Mount]) -> Activation:
-        try:
             return await self._db.write(lambda tx: self._store.complete(tx, number, active, system))
         except BaseException:
+            # The mounts first: a row without them is what the next start knows how to deal with.
             await self._work(lambda: self._remove_quietly(number))
+            await self._db.write(lambda tx: self._store.remove(tx, number))
             raise
 
     async def _deactivate(self, namespace: str, name: str) -> None:

@@ -17,10 +17,9 @@ from typing import Final
 from orlop.base.errdefs import InvalidArgumentError
 from orlop.core.mount import Mount
 from orlop.core.mount.activation import ActiveMount
+from orlop.core.mount.options import join_layers
 
-_ACTION: Final = re.compile(
-    r"(?P<before>\s*(?=\{\{-\s))?\{\{(?:-\s)?(?P<words>.*?)(?:\s-)?\}\}(?P<after>(?<=\s-\}\})\s*)?"
-)
+_SHOWN: Final = 200
 _NUMBERS_OF: Final = {"source": 1, "target": 1, "mount": 1, "overlay": 2}
 
 
@@ -40,28 +39,31 @@ def format_mount(mount: Mount, active: Sequence[ActiveMount]) -> Mount:
 
 def expand(text: str, active: Sequence[ActiveMount]) -> str:
     """One text with its actions done. Errors as `format_mount`."""
-    if "{{" not in text:
-        return text
-    done, at = [], 0
-    for found in _ACTION.finditer(text):
-        done += [text[at : found.start()], _act(found["words"].split(), active, text)]
-        at = found.end()
-    rest = text[at:]
-    if "{{" in rest:
-        raise InvalidArgumentError(f"mount template {text!r}: unclosed action")
-    return "".join([*done, rest])
+    before, opened, rest = text.partition("{{")
+    done = []
+    while opened:
+        words, closed, rest = rest.partition("}}")
+        if not closed:
+            raise InvalidArgumentError(f"mount template {_shown(text)}: unclosed action")
+        if words[:1] == "-" and words[1:2].isspace():
+            words, before = words[1:], before.rstrip()
+        if words[-1:] == "-" and words[-2:-1].isspace():
+            words, rest = words[:-1], rest.lstrip()
+        done += [before, _act(words.split(), active, text)]
+        before, opened, rest = rest.partition("{{")
+    return "".join([*done, before])
 
 
 def _act(words: Sequence[str], active: Sequence[ActiveMount], text: str) -> str:
     name, *rest = words or [""]
     wanted = _NUMBERS_OF.get(name)
     if wanted is None:
-        raise InvalidArgumentError(f"mount template {text!r}: function {name!r} not defined")
+        raise InvalidArgumentError(f"mount template {_shown(text)}: function {_shown(name)} not defined")
     if len(rest) != wanted or not all(re.fullmatch(r"[+-]?\d{1,9}", word, re.ASCII) for word in rest):
-        raise InvalidArgumentError(f"mount template {text!r}: {name} wants {wanted} whole number(s)")
+        raise InvalidArgumentError(f"mount template {_shown(text)}: {name} wants {wanted} whole number(s)")
     numbers = [int(word) for word in rest]
     if name == "overlay":
-        return ":".join(_range(numbers[0], numbers[1], active))
+        return join_layers(_range(numbers[0], numbers[1], active))
     (index,) = numbers
     if not 0 <= index < len(active):
         raise InvalidArgumentError(f"index out of bounds: {index}, has {len(active)} active mounts")
@@ -74,3 +76,7 @@ def _range(start: int, end: int, active: Sequence[ActiveMount]) -> list[str]:
         raise InvalidArgumentError(f"invalid range: {start}-{end}, has {len(active)} active mounts")
     step = -1 if start > end else 1
     return [active[index].mount_point for index in range(start, end + step, step)]
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")

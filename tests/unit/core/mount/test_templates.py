@@ -50,6 +50,7 @@ def test_what_an_action_becomes(text, result):
         ("{{ mount x }}", "mount template '{{ mount x }}': mount wants 1 whole number(s): invalid argument"),
         ("{{ mount 0 0 }}", "mount template '{{ mount 0 0 }}': mount wants 1 whole number(s): invalid argument"),
         ("{{ mount 99999999999999999999 }}", None),
+        ("{{" + "x" * 500 + "}}", None),
     ],
 )
 def test_what_is_no_action(text, why):
@@ -57,6 +58,14 @@ def test_what_is_no_action(text, why):
         expand(text, ACTIVE)
     if why:
         assert str(caught.value) == why
+
+
+def test_long_texts_are_read_at_once():
+    blank = " " * 3_000_000
+    assert expand(f"{blank}{{{{ mount 0 }}}}{blank}", ACTIVE) == f"{blank}/m0{blank}"
+    with pytest.raises(InvalidArgumentError) as caught:
+        expand("{{" + "{{ " * 1_000_000, ACTIVE)
+    assert len(str(caught.value)) < 400
 
 
 def test_every_text_of_a_mount_is_done():
