@@ -3,13 +3,15 @@
 The other way round cannot be: containerd's proxies send no namespace, which every daemon's Snapshots service wants.
 """
 
+import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
 import orlop
-from orlop.base.errdefs import UnavailableError
+from orlop.base.errdefs import DeadlineExceededError, NotFoundError, UnavailableError
+from orlop.client.sandboxes import WAIT
 from tools.daemons import Containerd, Orlopd
 from tools.images import Image
 
@@ -94,3 +96,35 @@ def test_a_differ_of_another_daemon_is_used(
         [image] = client.images.list()
         image.unpack()
         assert list(client.snapshots().walk())
+
+
+def test_a_sandbox_of_another_daemon_s_controller(new_orlopd: Callable[..., Orlopd]) -> None:
+    far = new_orlopd()
+    daemon = new_orlopd(config=proxied("sandbox", "far", far.address, remote="shim"))
+    with (
+        orlop.Client(str(daemon.address), "default", timeout_s=60) as client,
+        orlop.Client(str(far.address), "default", timeout_s=60) as there,
+    ):
+        sandbox = client.sandboxes.create("pod", sandboxer="far")
+        sandbox.start()
+        status = sandbox.status()
+        assert status.state == "SANDBOX_READY"
+        assert status.address.startswith(f"ttrpc+unix://{far.state}/")
+        assert sandbox.platform().os == "linux"
+        exits = []
+        waiting = threading.Thread(target=lambda: exits.append(sandbox.wait()))
+        waiting.start()
+        # Who goes away while it waits holds nobody up.
+        with (
+            orlop.Client(str(daemon.address), "default", timeout_s=0.2) as hasty,
+            pytest.raises(DeadlineExceededError),
+        ):
+            hasty.call(WAIT, WAIT.request(sandbox_id="pod", sandboxer="far"))
+        sandbox.stop()
+        waiting.join(30)
+        assert exits[0].code == 0
+        assert there.sandboxes.list() == []  # the record is ours, the running thing theirs
+        sandbox.delete()
+        assert sandbox.status().state == ""
+        with pytest.raises(NotFoundError):
+            sandbox.wait()

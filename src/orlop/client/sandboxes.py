@@ -123,10 +123,11 @@ class Sandbox:
         return Sandbox(self._session, _record((await self._session.call(STORE_UPDATE, request)).sandbox))
 
     async def delete(self) -> None:
-        """Shut it down, if it runs, and forget it."""
-        request = pb.ControllerShutdownRequest(sandbox_id=self.id, sandboxer=self._record.sandboxer)
-        with contextlib.suppress(NotFoundError):  # it does not run
-            await self._session.call(SHUTDOWN, request, endless=True)
+        """Shut it down, if it runs, and forget it. A record that names no controller, as of 1.7, is only forgotten."""
+        if self._record.sandboxer:
+            request = pb.ControllerShutdownRequest(sandbox_id=self.id, sandboxer=self._record.sandboxer)
+            with contextlib.suppress(NotFoundError):  # it does not run
+                await self._session.call(SHUTDOWN, request, endless=True)
         with contextlib.suppress(NotFoundError):  # somebody was quicker
             await self._session.call(STORE_DELETE, pb.StoreDeleteRequest(sandbox_id=self.id))
 

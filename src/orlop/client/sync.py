@@ -734,7 +734,7 @@ class Sandbox:
         return Sandbox(drive(self._inner.label(labels)))
 
     def delete(self) -> None:
-        """Shut it down, if it runs, and forget it."""
+        """Shut it down, if it runs, and forget it. A record that names no controller, as of 1.7, is only forgotten."""
         drive(self._inner.delete())
 
     def __enter__(self) -> Self:

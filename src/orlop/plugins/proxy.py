@@ -1,7 +1,7 @@
 """Plug-ins behind another program's gRPC socket: `[proxy_plugins]` of the configuration.
 
     [proxy_plugins.stargz]
-    type = "snapshot"                                   or "diff"
+    type = "snapshot"                                   or "diff", or "sandbox"
     address = "/run/containerd-stargz-grpc/containerd-stargz-grpc.sock"
 
 They connect when they are first used, so the other program may be started later, and anew. grpcio is imported by the
@@ -17,13 +17,15 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from orlop.api.services.diff.v1 import diff_pb2
+from orlop.api.services.sandbox.v1 import sandbox_pb2
 from orlop.api.services.snapshots.v1 import snapshots_pb2
 from orlop.base.errdefs import InvalidArgumentError, OrlopError, UnimplementedError, from_status
 from orlop.base.platforms import default_string
 from orlop.base.rpc import LEASE_HEADER, NAMESPACE_HEADER
 from orlop.core.diff.proxy import ProxyDiffer
-from orlop.core.kinds import DIFFER, SERVICE, SNAPSHOTTER
+from orlop.core.kinds import DIFFER, SANDBOX_CONTROLLER, SERVICE, SNAPSHOTTER
 from orlop.core.plugin import Context, Kind, Registration
+from orlop.core.sandboxes.proxy import ProxyController
 from orlop.core.snapshots.proxy import ProxySnapshotter
 
 MESSAGE_LIMIT: Final = 16 << 20
@@ -87,6 +89,21 @@ class Peer:
         except grpc.RpcError as error:
             raise self._error(error, name) from None
 
+    def begin(self, name: str, request: Message, *, namespace: str) -> Any:
+        """Ask and do not wait: grpcio's call, for `finish`."""
+        path, _decode = self._method(name)
+        call = self._channel().unary_unary(path)
+        return call.future(request.SerializeToString(), metadata=_headers(namespace, ""))
+
+    def finish(self, name: str, call: Any) -> Any:
+        """The answer to a call that is done. Errors as `unary`."""
+        import grpc
+
+        try:
+            return self._method(name)[1](call.result())
+        except grpc.RpcError as error:
+            raise self._error(error, name) from None
+
     def close(self) -> None:
         """Hang up."""
         if self._open is not None:
@@ -132,6 +149,18 @@ class AsyncPeer:
     async def unary(self, name: str, request: Message, *, namespace: str, lease: str = "") -> Any:
         return await asyncio.to_thread(self._peer.unary, name, request, namespace=namespace, lease=lease)
 
+    async def endless(self, name: str, request: Message, *, namespace: str) -> Any:
+        """The same for what may take for ever: no thread waits, and the call ends when its caller goes away."""
+        call = await asyncio.to_thread(self._peer.begin, name, request, namespace=namespace)
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        call.add_done_callback(lambda _call: loop.call_soon_threadsafe(done.set))
+        try:
+            await done.wait()
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        return self._peer.finish(name, call)
+
 
 def registration(name: str, settings: Settings, root: str) -> Registration:
     """The plug-in that the configuration asks for; one of a type that cannot be is shown as failed, with the reason.
@@ -142,8 +171,8 @@ def registration(name: str, settings: Settings, root: str) -> Registration:
     kinds: dict[str, tuple[Kind[Any], Callable[[Context], Any]]] = {
         "snapshot": (SNAPSHOTTER, lambda context: _snapshotter(context, name, settings, root)),
         "diff": (DIFFER, lambda context: _differ(context, settings)),
+        "sandbox": (SANDBOX_CONTROLLER, lambda context: _sandboxer(context, name, settings)),
         "content": (SERVICE, lambda _context: _refuse(name, settings)),
-        "sandbox": (SERVICE, lambda _context: _refuse(name, settings)),
     }
     if settings.type not in kinds:
         raise InvalidArgumentError(f'proxy_plugins: {name}: type "{settings.type}": must be one of {", ".join(kinds)}')
@@ -165,6 +194,11 @@ def _snapshotter(context: Context, name: str, settings: Settings, root: str) -> 
 
 def _differ(context: Context, settings: Settings) -> ProxyDiffer:
     return ProxyDiffer(AsyncPeer(_peer(context, settings, diff_pb2.DESCRIPTOR.services_by_name["Diff"])))
+
+
+def _sandboxer(context: Context, name: str, settings: Settings) -> ProxyController:
+    peer = _peer(context, settings, sandbox_pb2.DESCRIPTOR.services_by_name["Controller"])
+    return ProxyController(AsyncPeer(peer), name=settings.remote or name)
 
 
 def _refuse(name: str, settings: Settings) -> Any:

@@ -18,7 +18,7 @@ from orlop.core.mount import Mount
 from orlop.core.plugin import Context, Registration
 from orlop.core.sandboxes import Controller as Sandboxer
 from orlop.core.sandboxes import Sandbox
-from orlop.plugins.services.sandbox_messages import decode
+from orlop.core.sandboxes.proxy import decode
 from orlop.plugins.services.timestamps import to_timestamp
 
 # Go's zero time, which is what containerd answers for a time that it does not know.

@@ -10,7 +10,7 @@ from orlop.core.kinds import GRPC, METADATA, SANDBOX_STORE
 from orlop.core.metadata import Database
 from orlop.core.metadata.sandboxes import SandboxStore
 from orlop.core.plugin import Context, Registration
-from orlop.plugins.services.sandbox_messages import decode, encode
+from orlop.core.sandboxes.proxy import decode, encode
 
 
 class Store:
