@@ -149,6 +149,13 @@ def test_a_hook_runs_a_program_with_the_containers_facts(tmp_path):
     assert "{{nonsense}}: not known" in refused.stderr
 
 
+def test_sections_of_plugins_that_are_not_here_are_warned_about(new_orlopd):
+    text = '[plugins."io.containerd.cri.v1.runtime"]\nx = 1\n[plugins."io.containerd.gc.v1.scheduler"]\nx = 1\n'
+    daemon = new_orlopd(config=text)
+    assert 'plugins.\\"io.containerd.cri.v1.runtime\\": there is no such plug-in here' in daemon.log
+    assert 'plugins.\\"io.containerd.gc.v1.scheduler\\": x: unknown key, ignored' in daemon.log
+
+
 def test_logs_are_json_when_wanted(new_orlopd):
     daemon = new_orlopd(config='[debug]\nformat = "json"\nlevel = "debug"\n')
     daemon.stop()

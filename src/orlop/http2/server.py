@@ -15,12 +15,15 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from orlop.http2 import rpc
 from orlop.http2.limits import DEFAULT, Limits
 from orlop.http2.rpc import Request, Status
 from orlop.http2.serving import GrpcConnection, Method, Peer
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["Context", "Method", "Peer", "Server"]
 
@@ -51,6 +54,7 @@ class Server:
         make_context: what handlers are given for a request, its peer and its deadline on the loop's clock.
         translate: the status of an error of the named method's handler; `RpcError` passes without it.
         max_connections: connections at once; more are closed.
+        admit: says of a new connection's transport whether it is served; None serves all.
 
     Attributes:
         tasks: of handlers that are running.
@@ -64,6 +68,7 @@ class Server:
         translate: Callable[[Exception, str], Status] | None = None,
         limits: Limits = DEFAULT,
         max_connections: int = 4096,
+        admit: Callable[[asyncio.Transport], bool] | None = None,
     ) -> None:
         self.methods = dict(methods)
         self.services = dict.fromkeys(path[1:].rpartition("/")[0] for path in methods)
@@ -72,17 +77,18 @@ class Server:
         self.max_connections = max_connections
         self.room = memoryview(bytearray(_READ_SIZE))
         self._translate = translate
+        self._admit = admit
         self._listeners: list[asyncio.Server] = []
         self._connections: set[GrpcConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._emptied: asyncio.Event | None = None
 
-    async def serve(self, sock: socket.socket) -> None:
+    async def serve(self, sock: socket.socket, *, tls: "ssl.SSLContext | None" = None) -> None:
         """Accept connections on a listening stream socket, which is closed by `close()`; returns at once."""
         loop = asyncio.get_running_loop()
         sock.setblocking(False)
-        self._listeners.append(await loop.create_server(lambda: GrpcConnection(self), sock=sock))
+        self._listeners.append(await loop.create_server(lambda: GrpcConnection(self), sock=sock, ssl=tls))
 
     async def attach(self, sock: socket.socket) -> None:
         """Serve one socket that is connected already, e.g. half of a socketpair."""
@@ -144,6 +150,9 @@ class Server:
         if self._closing or len(self._connections) >= self.max_connections:
             if not self._closing:
                 log.warning("http2: connection refused: %d are open", len(self._connections))
+            return False
+        transport = connection.transport
+        if self._admit is not None and (transport is None or not self._admit(transport)):
             return False
         self._connections.add(connection)
         return True

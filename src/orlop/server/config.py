@@ -11,6 +11,7 @@
     [timeouts]                                   containerd's names, durations as text
     [plugins."io.containerd.server.v1.grpc"]     address, uid, gid, max_recv_message_size, max_send_message_size
                                                  door: ours, who serves gRPC, `lean` or `grpcio`; see docs/doors.md
+    [plugins."io.containerd.server.v1.grpc-tcp"] address, tls_ca, tls_cert, tls_key, tls_common_name: off without one
     [plugins."io.containerd.server.v1.ttrpc"]    address, uid, gid; address empty: the gRPC address and `.ttrpc`
     [plugins."io.containerd.server.v1.debug"]    address, uid, gid: stacks and profiles, off without an address
     [plugins."io.containerd.server.v1.metrics"]  address: Prometheus, off without one
@@ -53,6 +54,19 @@ class Grpc:
     door: str = "lean"
     uid: int = 0
     gid: int = 0
+    max_recv_message_size: int = MESSAGE_LIMIT
+    max_send_message_size: int = MESSAGE_LIMIT
+
+
+@dataclass(kw_only=True)
+class GrpcTcp:
+    """gRPC on TCP, `address` is host:port; off without one."""
+
+    address: str = ""
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_common_name: str = ""
     max_recv_message_size: int = MESSAGE_LIMIT
     max_send_message_size: int = MESSAGE_LIMIT
 
@@ -145,6 +159,7 @@ class Config:
     runtimes: dict[str, str] = field(default_factory=dict)
     plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
     grpc: Grpc = field(default_factory=Grpc, metadata={"plugin": "io.containerd.server.v1.grpc"})
+    grpc_tcp: GrpcTcp = field(default_factory=GrpcTcp, metadata={"plugin": "io.containerd.server.v1.grpc-tcp"})
     ttrpc: Ttrpc = field(default_factory=Ttrpc, metadata={"plugin": "io.containerd.server.v1.ttrpc"})
     debug_socket: DebugSocket = field(default_factory=DebugSocket, metadata={"plugin": "io.containerd.server.v1.debug"})
     metrics: Metrics = field(default_factory=Metrics, metadata={"plugin": "io.containerd.server.v1.metrics"})

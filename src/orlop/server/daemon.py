@@ -71,6 +71,9 @@ class Daemon:
             self.graph = await stack.enter_async_context(Graph(self.config, plugins))
             if self._warmth is not None:
                 stack.callback(self._warmth.close)
+            known = {registration.uri for registration in plugins}
+            for uri in sorted(self.config.plugins.keys() - known):
+                self.config.warnings.append(f'plugins."{uri}": there is no such plug-in here, its section is ignored')
             for warning in self.config.warnings:
                 log.warning("configuration", extra={"warning": warning})
             self._stack = stack.pop_all()
@@ -114,6 +117,11 @@ class Daemon:
             path = sockets.path_of(config.ttrpc_address)
             ttrpc_door = TtrpcDoor(path, everything, uid=config.ttrpc.uid, gid=config.ttrpc.gid)
             await stack.enter_async_context(ttrpc_door)
+            if config.grpc_tcp.address:
+                from orlop.server.doors.tcp import TcpDoor
+
+                tcp = await stack.enter_async_context(TcpDoor(config.grpc_tcp, self.services))
+                log.info("serving gRPC on TCP", extra={"address": tcp.address})
             for pages in self._pages():
                 await stack.enter_async_context(pages)
                 log.info("serving HTTP", extra={"address": ", ".join(pages.addresses)})

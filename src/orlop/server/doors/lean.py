@@ -1,5 +1,6 @@
 """The gRPC door on our own HTTP/2: what grpcio does here, for a fraction of its time; and it sees who calls."""
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
@@ -29,14 +30,7 @@ class LeanDoor:
     ) -> None:
         self._path = path
         self._uid, self._gid = uid, gid
-        self._max_send = max_send
-        self._record = trace.recorder()
-        self._server = server.Server(
-            {method.name: self._method(method) for service in services for method in service.methods.values()},
-            make_context=self._call,
-            translate=lambda error, method: Status(*status_of(error, method)),
-            limits=Limits(max_receive=max_receive, max_send=max_send),
-        )
+        self._server = Handlers(max_send).serving(services, Limits(max_receive=max_receive, max_send=max_send))
 
     async def __aenter__(self) -> Self:
         try:
@@ -49,6 +43,30 @@ class LeanDoor:
     async def __aexit__(self, *exc: object) -> None:
         await self._server.close(STOP_GRACE_S)
         self._path.unlink(missing_ok=True)
+
+
+class Handlers:
+    """Services' handlers as the server of `orlop.http2` calls them."""
+
+    def __init__(self, max_send: int) -> None:
+        self._max_send = max_send
+        self._record = trace.recorder()
+
+    def serving(
+        self,
+        services: Iterable[Service],
+        limits: Limits,
+        *,
+        admit: Callable[[asyncio.Transport], bool] | None = None,
+    ) -> server.Server:
+        """A server of these services, not listening yet."""
+        return server.Server(
+            {method.name: self._method(method) for service in services for method in service.methods.values()},
+            make_context=self._call,
+            translate=lambda error, method: Status(*status_of(error, method)),
+            limits=limits,
+            admit=admit,
+        )
 
     def _call(self, request: Request, peer: server.Peer, deadline: float | None) -> Call:
         return Call(
