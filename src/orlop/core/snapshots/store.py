@@ -19,6 +19,8 @@ import errno
 import functools
 import logging
 import shutil
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
@@ -78,6 +80,8 @@ class Store:
         self._executor = executor
         self._ledger = Ledger(name, can_rebase="rebase" in snapshotter.capabilities)
         self._applied: dict[int, Usage] = {}
+        self._doomed: deque[int] = deque()
+        self._removing = threading.Lock()
         self._frees = type(snapshotter).remove is not Snapshotter.remove
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -411,8 +415,15 @@ class Store:
     def _let_go(self, number: int) -> None:
         self._applied.pop(number, None)
         if self._frees:
+            self._doomed.append(number)
             with contextlib.suppress(RuntimeError):  # as above
-                self._executor.submit(self._remove, number)
+                self._executor.submit(self._remove_doomed)
+
+    def _remove_doomed(self) -> None:
+        """Have the snapshotter remove what waits for it, in order: a parent must not come before its child."""
+        with self._removing:
+            while self._doomed:
+                self._remove(self._doomed.popleft())
 
     def _remove(self, number: int) -> None:
         try:

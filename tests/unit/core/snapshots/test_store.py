@@ -270,3 +270,32 @@ def test_unknown_snapshotter(tmp_path: Path) -> None:
         for name, words in (("", "snapshotter argument missing"), ("zfs", "snapshotter not loaded: zfs")):
             with pytest.raises(errdefs.InvalidArgumentError, match=words):
                 bench.stores.named(name)
+
+
+def test_snapshots_are_removed_one_after_the_other(tmp_path: Path) -> None:
+    """A snapshotter elsewhere refuses a parent whose child is still there."""
+
+    class Slow(FakeSnapshotter):
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun: list[int] = []
+            self.going_on = threading.Event()
+
+        def remove(self, number: int) -> None:
+            self.begun.append(number)
+            assert self.going_on.wait(30)
+            super().remove(number)
+
+    slow = Slow()
+    with Bench(tmp_path, lambda _root: slow) as bench:
+        bench.prepare("a")
+        bench.commit("below", "a")
+        bench.prepare("above", "below")
+        numbers = [bench.number("above"), bench.number("below")]
+        bench.remove("above")
+        bench.remove("below")
+        bench.store._executor.submit(lambda: None).result(30)  # what was asked for before has begun, if it can
+        assert slow.begun == numbers[:1]
+        slow.going_on.set()
+    assert slow.begun == numbers
+    assert slow.held == {}
