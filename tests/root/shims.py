@@ -92,9 +92,17 @@ class Events(threading.Thread):
 class Shim:
     """One supervisor's directory: state, bundles, FIFOs, the daemon's socket for events."""
 
-    def __init__(self, directory: Path, *, env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        executable: Path | None = None,
+    ) -> None:
         self.directory = directory
         self.prefix = prefix
+        self.executable = executable or daemons.our_program("containerd-shim-orlop-v1")
         self.state = directory / "st"
         self.bundles = directory / "t" / NAMESPACE
         self.bundles.mkdir(parents=True)
@@ -112,7 +120,7 @@ class Shim:
     def program(self, *words: str, cwd: Path, **more: Any) -> subprocess.CompletedProcess[bytes]:
         argv = [
             *self.prefix,
-            str(daemons.our_program("containerd-shim-orlop-v1")),
+            str(self.executable),
             "-namespace",
             NAMESPACE,
             "-address",

@@ -6,6 +6,7 @@ Every path is found by asking the kernel (/proc/PID/cgroup and mountinfo), never
 import contextlib
 import functools
 import os
+import signal
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -52,6 +53,19 @@ class Paths:
                 with contextlib.suppress(OSError), open(f"{directory}/cgroup.procs", encoding="ascii") as file:
                     found.update(int(line) for line in file)
         return sorted(found)
+
+    def kill(self) -> None:
+        """Kill every process in the cgroup and below, without a runtime; what is frozen is thawed, so that it dies."""
+        with contextlib.suppress(OSError), open(f"{self.v2}/cgroup.kill", "w", encoding="ascii") as file:
+            file.write("1")
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for path, word in ((self.v1.get("freezer"), "THAWED"), (self.v2, "0")):
+            name = "freezer.state" if word == "THAWED" else "cgroup.freeze"
+            if path:
+                with contextlib.suppress(OSError), open(f"{path}/{name}", "w", encoding="ascii") as file:
+                    file.write(word)
 
     def frozen(self) -> bool | None:
         """Whether the processes are frozen; None where that cannot be seen."""

@@ -15,7 +15,10 @@ from orlop.base.errdefs import DeadlineExceededError, UnknownError
 from orlop.shim.reaper import Reaper
 from orlop.shim.spawn import DEVNULL, spawn
 
-CALL_LIMIT_S = 120.0
+LIMIT_VARIABLE = "ORLOP_RUNTIME_LIMIT"
+CALL_LIMIT_S = 90.0  # below the daemon's patience with us
+# Undoing must end soon: whoever waits has been waiting already.
+UNDO_LIMIT_S = 10.0
 _QUOTE_LIMIT = 16 << 10
 _ANSWER_LIMIT = 1 << 20
 # Where a client names a program without a path and the supervisor was started with a bare environment.
@@ -58,6 +61,7 @@ class Runtime:
         self.command = command
         self.root = root
         self.systemd_cgroup = systemd_cgroup
+        self._limit_s = float(os.environ.get(LIMIT_VARIABLE) or CALL_LIMIT_S)
 
     async def create(
         self,
@@ -100,11 +104,11 @@ class Runtime:
             args += ["--console-socket", console_socket]
         await self._call("exec", container, [*args, container], bundle, stdio)
 
-    async def delete(self, container: str, *, bundle: str, force: bool = False) -> None:
+    async def delete(self, container: str, *, bundle: str, force: bool = False, limit_s: float = 0) -> None:
         """Remove the runtime's state and the cgroup; one that is not there is success."""
         args = ["delete", "--force", container] if force else ["delete", container]
         try:
-            await self._call("delete", container, args, bundle)
+            await self._call("delete", container, args, bundle, limit_s=limit_s)
         except RuntimeFailedError as error:
             if "does not exist" not in error.reason:
                 raise
@@ -180,8 +184,11 @@ class Runtime:
         args: Sequence[str],
         bundle: str,
         stdio: Stdio | None = None,
-        limit_s: float | None = CALL_LIMIT_S,
+        limit_s: float | None = 0,
     ) -> None:
+        """Run the program to its end, at most `limit_s`: 0 is the usual limit or less, None is none."""
+        if limit_s is not None:
+            limit_s = min(limit_s or self._limit_s, self._limit_s)
         log = os.path.join(bundle, "log.json")
         start_of_log = _size(log)
         argv = [self.command, "--root", self.root, "--log", log, "--log-format", "json"]

@@ -42,6 +42,8 @@ _LINGER_S: Final = 30.0
 _ALONE_S: Final = 2.0
 _IDLE_CHECK_S: Final = 0.5
 _FLUSH_S: Final = 2.0
+# After the start, so that the first container does not wait for what it does not use.
+_REST_S: Final = 0.5
 
 _SANDBOX_SERVICE: Final = "containerd.runtime.sandbox.v1.Sandbox"
 _SANDBOX_METHODS: Final = (
@@ -108,6 +110,7 @@ class Supervisor:
         self._adopt_sandboxes()
         publishing = loop.create_task(self._publisher.run())
         await self._server.serve(listener)
+        loop.call_later(_REST_S, self._import_the_rest)
         gc.collect()
         gc.freeze()
         self.touch()
@@ -243,6 +246,17 @@ class Supervisor:
             service = SandboxService(self.sandboxes(), self.touch)
             self._sandbox_methods = dict(rpc.bind(descriptor, service).methods)
         return self._sandbox_methods[name]
+
+    @staticmethod
+    def _import_the_rest() -> None:
+        """What may be used late, now: the package's files may be replaced or removed under a running supervisor."""
+        from orlop.api.runtime.sandbox.v1 import sandbox_pb2
+        from orlop.base import platforms
+        from orlop.core.mount import idmap, loop
+        from orlop.shim import sandboxes
+
+        names = [module.__name__ for module in (sandbox_pb2, platforms, idmap, loop, sandboxes)]
+        _log.info("all modules are imported, %s at last", ", ".join(names))
 
     # ---- life
 

@@ -27,6 +27,7 @@ from orlop.api.types.runc.options import oci_pb2
 from orlop.base import json_text
 from orlop.base.errdefs import (
     AlreadyExistsError,
+    DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -44,7 +45,7 @@ from orlop.shim.process import Process
 from orlop.shim.reaper import Exit, Reaper
 from orlop.shim.records import CREATED, PAUSED, RUNNING, STOPPED, Record
 from orlop.shim.rootfs import unmount_tree
-from orlop.shim.runtime import Runtime, RuntimeFailedError, read_pid_file
+from orlop.shim.runtime import UNDO_LIMIT_S, Runtime, RuntimeFailedError, read_pid_file
 from orlop.shim.sinks import Paths
 from orlop.shim.stdio import ProcessIO
 
@@ -179,7 +180,7 @@ class Task:
         io = _of(init.io)
         pid_file = f"{self.bundle}/init.pid"
         undo.callback(self.shop.oom.unwatch, self.container)
-        undo.push_async_callback(self.runtime.delete, self.container, bundle=self.bundle, force=True)
+        undo.push_async_callback(self._unmake)
         await self.runtime.create(
             self.container,
             bundle=self.bundle,
@@ -197,6 +198,15 @@ class Task:
         init.began(pid, CREATED)
         self._publish_create(request)
         self.shop.reaper.watch(pid, self.init_ended)
+
+    async def _unmake(self) -> None:
+        try:
+            await self.runtime.delete(self.container, bundle=self.bundle, force=True, limit_s=UNDO_LIMIT_S)
+        except OrlopError as error:
+            # The caller is told of the first failure; the next creation of this id begins with removing what is left.
+            _log.error("what was made of %s is left: %s", self.container, error)
+            self.cgroup.kill()
+            records.write_file(f"{self.shop.place.gone}/{self.container}", self.init.record)
 
     def _publish_create(self, request: Request) -> None:
         event = events_pb2.TaskCreate(
@@ -343,8 +353,19 @@ class Task:
         # Frozen processes of cgroup v1 do not die; the runtime thaws them.
         try:
             await self.runtime.kill(self.container, signum, bundle=self.bundle, everyone=everyone)
-        except RuntimeFailedError as error:
-            raise _kill_error(error) from error
+        except (RuntimeFailedError, DeadlineExceededError) as error:
+            known = _kill_error(error)
+            if signum != signal.SIGKILL or isinstance(known, NotFoundError):
+                raise known from error
+            self._kill_by_hand(error)
+
+    def _kill_by_hand(self, reason: OrlopError) -> None:
+        """A runtime that fails must not keep a container alive."""
+        _log.error("killing %s without its runtime: %s", self.container, reason)
+        self.cgroup.kill()
+        if self.init.exit is None and self.init.pid:
+            with contextlib.suppress(NotFoundError):
+                self.init.send_signal(signal.SIGKILL)
 
     async def pause(self) -> None:
         async with self._lock:
@@ -353,6 +374,10 @@ class Task:
             self.init.pausing = True
             try:
                 await self.runtime.pause(self.container, bundle=self.bundle)
+            except OrlopError:
+                if self.cgroup.frozen():  # it has failed after its work
+                    self.init.set_status(PAUSED)
+                raise
             finally:
                 self.init.pausing = False
             self.init.set_status(PAUSED)
@@ -362,7 +387,12 @@ class Task:
         async with self._lock:
             words = {CREATED: "task in created state", RUNNING: "a running process", STOPPED: "a stopped container"}
             self._require_init({PAUSED}, "resume", words)
-            await self.runtime.resume(self.container, bundle=self.bundle)
+            try:
+                await self.runtime.resume(self.container, bundle=self.bundle)
+            except OrlopError:
+                if self.cgroup.frozen() is False:
+                    self.init.set_status(RUNNING)
+                raise
             self.init.set_status(RUNNING)
             self._publish(events.RESUMED, events_pb2.TaskResumed(container_id=self.container))
 
@@ -410,8 +440,12 @@ class Task:
             init = self.init
             if init.exit is None and init.pid:
                 init.send_signal(signal.SIGKILL)
-                async with asyncio.timeout(_KILLED_LIMIT_S):
-                    await init.wait()
+                try:
+                    async with asyncio.timeout(_KILLED_LIMIT_S):
+                        await init.wait()
+                except TimeoutError as error:
+                    text = f'container "{self.container}": process {init.pid} was killed and does not end'
+                    raise DeadlineExceededError(text) from error
             if init.io is not None:
                 await init.io.drained()
             await self._unmount()
@@ -448,7 +482,7 @@ class Task:
         try:
             await self.runtime.kill(self.container, signal.SIGKILL, bundle=self.bundle, everyone=True)
         except OrlopError as error:
-            _log.warning("processes left by the end of init: %s", error)
+            self._kill_by_hand(error)
         # Where the namespace is init's own, the kernel lets its exit be seen only after those of all others.
         running = [process.wait() for process in self.execs.values() if process.pid and process.exit is None]
         with contextlib.suppress(TimeoutError):
@@ -534,8 +568,10 @@ def _process_document(exec_id: str, paths: Paths, spec: bytes) -> bytes:
     return json.dumps(document).encode()
 
 
-def _kill_error(error: RuntimeFailedError) -> OrlopError:
+def _kill_error(error: RuntimeFailedError | DeadlineExceededError) -> OrlopError:
     """In containerd's words. Source: checkKillError in its runc shim."""
+    if isinstance(error, DeadlineExceededError):
+        return error
     reason = error.reason.lower()
     if any(text in reason for text in ("process already finished", "container not running", "no such process")):
         return NotFoundError("process already finished")

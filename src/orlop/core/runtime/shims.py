@@ -13,6 +13,7 @@ from orlop.base.errdefs import DeadlineExceededError, OrlopError, UnavailableErr
 from orlop.core.runtime.binaries import ShimBinary
 from orlop.core.runtime.bundle import Bootstrap, Bundle
 from orlop.ttrpc import aio
+from orlop.ttrpc.errors import TEXT_DEADLINE
 
 log: Final = logging.getLogger(__name__)
 
@@ -133,7 +134,9 @@ class Shim:
         return reply.FromString(payload)
 
     def _translate(self, error: ttrpc.TtrpcError, method: str) -> OrlopError:
-        if error.code == DeadlineExceededError.code:
+        text = error.message
+        bare = text == TEXT_DEADLINE or text.endswith(f"{method}: {TEXT_DEADLINE}")  # else the shim has said more
+        if error.code == DeadlineExceededError.code and bare:
             return DeadlineExceededError(f"shim {self.bootstrap.address}: {method}: no answer in time")
         return from_status(error.code, error.message)
 
