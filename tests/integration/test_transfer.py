@@ -23,6 +23,7 @@ from orlop.base.errdefs import (
     NotFoundError,
     UnauthenticatedError,
     UnimplementedError,
+    UnknownError,
 )
 from orlop.core.streaming.proxy import pack
 from orlop.core.transfer.ends import (
@@ -39,7 +40,7 @@ from orlop.core.transfer.ends import (
 from orlop.core.transfer.progress import Event
 from orlop.oci import media_types
 from orlop.oci.digest import Digest
-from orlop.oci.image import Descriptor
+from orlop.oci.image import Descriptor, Image, Manifest, RootFS, encode
 from orlop.testing.registry import Fault, Registry
 from tools import daemons
 
@@ -371,6 +372,24 @@ def test_a_blob_is_mounted_from_the_repository_that_has_it(orlopd, namespace):
     misbehaving(orlopd, namespace, scenario)
 
 
+@pytest.mark.root
+def test_a_layer_that_nobody_knows_is_said_to_be_the_trouble(orlopd, namespace):
+    async def scenario(client, remote):
+        odd = remote.add_blob("team/app", layer("a"), "application/vnd.oci.image.layer.v1.tar+odd")
+        config = Image(os=HERE.os, architecture=HERE.architecture, rootfs=RootFS(diff_ids=(odd.digest,)))
+        manifest = Manifest(
+            media_type=media_types.OCI_MANIFEST,
+            config=remote.add_blob("team/app", encode(config), media_types.OCI_CONFIG),
+            layers=(odd,),
+        )
+        remote.add_manifest("team/app", "1", encode(manifest))
+        reference = f"{remote.address}/team/app:1"
+        with pytest.raises(UnknownError, match=f"failed to extract layer {odd.digest}"):
+            await client.transfer(OCIRegistry(reference=reference), ImageStore(name=reference, unpacks=UNPACK))
+
+    misbehaving(orlopd, namespace, scenario)
+
+
 # -- verifiers -----------------------------------------------------------------------------------------------------
 
 
@@ -384,6 +403,9 @@ def test_verifiers_decide(new_orlopd, registry, busybox_image, tmp_path):
 bin_dir = "{programs}"
 max_verifiers = 2
 per_verifier_timeout = "5s"
+[plugins."io.containerd.transfer.v1.local"]
+concurrent_layer_fetch_buffer = 4096
+unpack_config = [{{ platform = "linux/amd64", snapshotter = "native" }}]
 """
     )
     with orlop.Client(str(daemon.address), "verified", timeout_s=60) as client:
@@ -392,6 +414,8 @@ per_verifier_timeout = "5s"
             client.transfer(OCIRegistry(reference=reference), ImageStore(name=reference))
 
         pull()
+        with pytest.raises(InvalidArgumentError, match="no unpack platforms defined"):
+            client.transfer(OCIRegistry(reference=reference), ImageStore(name=reference, unpacks=UNPACK))
         _script(programs / "1-look", 'cat > "$0.seen"; echo "$@" > "$0.args"; echo fine')
         _script(programs / "2-refuse", "echo too old; exit 7")
         with pytest.raises(orlop.OrlopError) as caught:

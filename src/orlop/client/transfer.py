@@ -22,7 +22,7 @@ from orlop.api.types.transfer import progress_pb2, registry_pb2
 from orlop.base.errdefs import InternalError, InvalidArgumentError, OrlopError, UnavailableError, UnimplementedError
 from orlop.client.channel import Rpc
 from orlop.client.session import Duplex, Session
-from orlop.core.streaming.proxy import Sender, is_a, pack, received
+from orlop.core.streaming.proxy import WIDEST, Sender, is_a, pack, received
 from orlop.core.transfer.ends import (
     CredentialHelper,
     End,
@@ -81,7 +81,11 @@ class _ClientStream:
         self._duplex = duplex
 
     async def send(self, message: Packed) -> None:
-        await self._duplex.send(message)
+        try:
+            await self._duplex.send(message)
+        except OrlopError as error:
+            # Of whatever class: each transport has its own for a stream that the daemon has ended, perhaps well.
+            raise UnavailableError(f"stream: {error.text}") from error
 
     async def receive(self) -> Packed | None:
         return await self._duplex.receive()
@@ -207,7 +211,8 @@ async def _send_file(stream: _ClientStream, source: IO[bytes]) -> None:
 
 
 async def _receive(stream: _ClientStream, write: Callable[[bytes], Coroutine[Any, Any, None]]) -> None:
-    async with contextlib.aclosing(received(stream)) as chunks:
+    # One window for all: where grpcio is to send on a stream that the daemon is just ending, it drops what came before.
+    async with contextlib.aclosing(received(stream, window=WIDEST)) as chunks:
         async for data in chunks:
             await write(data)
 

@@ -22,16 +22,17 @@ from orlop.core.streaming import Packed, Stream
 
 log: Final = logging.getLogger(__name__)
 
-WINDOW: Final = 1 << 20
-"""Bytes that may be on their way to us; containerd's own receivers give 64 KiB."""
+WINDOW: Final = 512 << 10
+"""Bytes that may be on their way to the daemon; containerd's own receivers give 64 KiB."""
 
-PIECE: Final = 256 << 10
+WIDEST: Final = (1 << 31) - 1
+"""The largest window, as much as none: then the transport's own flow control counts."""
+
+PIECE: Final = 128 << 10
 """The most in one message."""
 
 GARBLED: Final = "proto: cannot parse invalid wire-format data"
 """What Go says of a packed message that is none."""
-
-_MOST_WINDOW: Final = (1 << 31) - 1
 
 
 def pack(message: Message) -> Packed:
@@ -45,21 +46,25 @@ def is_a(packed: Packed, kind: type[Message]) -> bool:
     return packed.type_url.rpartition("/")[2] == name
 
 
-async def received(stream: Stream) -> AsyncGenerator[bytes, None]:
-    """Yield what the other end sends, until it ends the stream; closes the stream when left."""
-    window = 0
+async def received(stream: Stream, *, window: int = WINDOW) -> AsyncGenerator[bytes, None]:
+    """Yield what the other end sends, until it ends the stream; closes the stream when left.
+
+    Args:
+        window: bytes that may be on their way; opened again when half of them have come.
+    """
+    left = 0
     try:
         while True:
-            if window < WINDOW:
+            if left <= window // 2:
                 with contextlib.suppress(UnavailableError):  # ended; what was sent before is still to come
-                    await stream.send(pack(api.WindowUpdate(update=WINDOW)))
-                window += WINDOW
+                    await stream.send(pack(api.WindowUpdate(update=window - left)))
+                left = window
             message = await stream.receive()
             if message is None:
                 return
             data = _data(message)
             if data:
-                window -= len(data)
+                left -= len(data)
                 yield data
     finally:
         await stream.close()
@@ -105,4 +110,4 @@ class Sender:
             update = api.WindowUpdate.FromString(message.value).update
         except DecodeError as error:
             raise UnavailableError(f"stream: {error}") from error
-        self._window = min(self._window + max(update, 0), _MOST_WINDOW)
+        self._window = min(self._window + max(update, 0), WIDEST)

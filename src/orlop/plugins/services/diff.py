@@ -15,6 +15,7 @@ from orlop.base import namespaces
 from orlop.base.errdefs import InvalidArgumentError, UnimplementedError, UnknownError
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.diff import Differ, LayerBlob
+from orlop.core.diff.choice import first_able
 from orlop.core.kinds import DIFFER, GRPC
 from orlop.core.mount import Mount
 from orlop.core.plugin import Context, Registration
@@ -36,45 +37,41 @@ class Diff:
             annotations=dict(request.diff.annotations),
         )
         payloads = {key: value.SerializeToString() for key, value in request.payloads.items()}
-        refusal = _nobody()
-        for differ in self._differs:
-            try:
-                applied = await differ.apply(
-                    namespace, layer, _mounts(request.mounts), sync=request.sync_fs, payloads=payloads
-                )
-            except UnimplementedError as error:
-                refusal = error
-                continue
-            descriptor = descriptor_pb2.Descriptor(
-                media_type=media_types.OCI_LAYER, digest=applied.digest, size=applied.size
+        mounts = _mounts(request.mounts)
+        try:
+            applied = await first_able(
+                self._differs,
+                lambda one: one.apply(namespace, layer, mounts, sync=request.sync_fs, payloads=payloads),
             )
-            return diff_pb2.ApplyResponse(applied=descriptor)
-        raise UnknownError(refusal.text)  # of an unknown class: so says containerd that nobody takes a media type
+        except UnimplementedError as error:
+            # Of an unknown class: so says containerd that nobody takes a media type.
+            raise UnknownError(error.text) from None
+        descriptor = descriptor_pb2.Descriptor(
+            media_type=media_types.OCI_LAYER, digest=applied.digest, size=applied.size
+        )
+        return diff_pb2.ApplyResponse(applied=descriptor)
 
     async def diff(self, call: Call, request: diff_pb2.DiffRequest) -> diff_pb2.DiffResponse:
         namespace = namespaces.validate(call.namespace)
         epoch = _nanoseconds(request.source_date_epoch) if request.HasField("source_date_epoch") else None
-        refusal = _nobody()
-        for differ in self._differs:
-            try:
-                layer = await differ.compare(
-                    namespace,
-                    _mounts(request.left),
-                    _mounts(request.right),
-                    media_type=request.media_type or media_types.OCI_LAYER_GZIP,
-                    ref=request.ref,
-                    labels=dict(request.labels),
-                    source_date_epoch=epoch,
-                    lease=call.lease,
-                )
-            except UnimplementedError as error:
-                refusal = error
-                continue
-            descriptor = descriptor_pb2.Descriptor(
-                media_type=layer.media_type, digest=layer.digest, size=layer.size, annotations=layer.annotations
-            )
-            return diff_pb2.DiffResponse(diff=descriptor)
-        raise refusal
+        left, right = _mounts(request.left), _mounts(request.right)
+        layer = await first_able(
+            self._differs,
+            lambda one: one.compare(
+                namespace,
+                left,
+                right,
+                media_type=request.media_type or media_types.OCI_LAYER_GZIP,
+                ref=request.ref,
+                labels=dict(request.labels),
+                source_date_epoch=epoch,
+                lease=call.lease,
+            ),
+        )
+        descriptor = descriptor_pb2.Descriptor(
+            media_type=layer.media_type, digest=layer.digest, size=layer.size, annotations=layer.annotations
+        )
+        return diff_pb2.DiffResponse(diff=descriptor)
 
 
 def _nanoseconds(stamp: Timestamp) -> int:
@@ -82,10 +79,6 @@ def _nanoseconds(stamp: Timestamp) -> int:
         return stamp.ToNanoseconds()
     except ValueError as error:
         raise InvalidArgumentError(f"source date epoch: {error}") from None
-
-
-def _nobody() -> UnimplementedError:
-    return UnimplementedError("diff: no differ is loaded")
 
 
 def _mounts(messages: Any) -> list[Mount]:

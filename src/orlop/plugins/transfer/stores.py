@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from orlop.base.errdefs import AlreadyExistsError, DataLossError, NotFoundError
+from orlop.base.errdefs import AlreadyExistsError, DataLossError, NotFoundError, UnimplementedError, UnknownError
 from orlop.core import content as contents
 from orlop.core import images as image_model
 from orlop.core.diff import Differ, LayerBlob
@@ -215,7 +215,11 @@ class LocalApplier:
             size=layer.size,
             annotations=dict(layer.annotations),
         )
-        applied = await first_able(self._differs, lambda differ: differ.apply(self._namespace, blob, mounts))
+        try:
+            applied = await first_able(self._differs, lambda differ: differ.apply(self._namespace, blob, mounts))
+        except UnimplementedError as error:
+            # It is the layer that nobody knows, and not the transfer.
+            raise UnknownError(f"failed to extract layer {layer.digest}: {error.text}") from error
         return Descriptor(media_type=media_types.OCI_LAYER, digest=Digest(applied.digest), size=applied.size)
 
 

@@ -141,10 +141,11 @@ def test_a_receiver_opens_its_window_as_it_empties_and_passes_over_what_it_does_
         assert api.WindowUpdate.FromString(message.value).update == WINDOW
         await far.send(pack(api.WindowUpdate(update=1)))
         await far.send(pack(api.Data()))
-        await far.send(pack(api.Data(data=b"x")))
-        assert await first == b"x"
+        await far.send(pack(api.Data(data=b"x" * (WINDOW // 2))))
+        assert len(await first) == WINDOW // 2
         second = asyncio.create_task(anext(chunks, None))
-        assert is_a(await far.receive(), api.WindowUpdate)
+        message = await far.receive()
+        assert api.WindowUpdate.FromString(message.value).update == WINDOW // 2
         await far.close()
         assert await second is None
         await chunks.aclose()
