@@ -15,6 +15,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO, Final, Self
 
@@ -67,6 +68,20 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     path = f"{peers.PEERS}/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     kept = {name: os.environ[name] for name in ("HOME", "TMPDIR", "LANG", "TERM") if name in os.environ}
     return {"HOME": "/root", **kept, "PATH": path, **(extra or {})}
+
+
+@cache
+def containerd_version() -> tuple[int, int]:
+    """Release of the peers' containerd and its shim, such as (1, 6).
+
+    Raises:
+        Missing: it is not in .peers.
+    """
+    shown = _run([program("containerd"), "--version"]).stdout
+    found = re.search(r"\b(\d+)\.(\d+)\.\d+", shown)
+    if found is None:
+        raise DaemonError(f"containerd --version says {shown!r}")
+    return int(found[1]), int(found[2])
 
 
 class Daemon:
@@ -232,11 +247,7 @@ class Containerd(Engine):
     @property
     def version(self) -> tuple[int, int]:
         """Release, such as (1, 6)."""
-        shown = _run([program("containerd"), "--version"]).stdout
-        found = re.search(r"\b(\d+)\.(\d+)\.\d+", shown)
-        if found is None:
-            raise DaemonError(f"containerd --version says {shown!r}")
-        return int(found[1]), int(found[2])
+        return containerd_version()
 
     def command(self) -> Sequence[str | Path]:
         return [program("containerd"), "--config", self.directory / "containerd.toml", "--log-level", "info"]

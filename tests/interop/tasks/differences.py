@@ -19,8 +19,11 @@ _CHECKPOINT = "containerd's shim quotes the library that ran the runtime; ours n
 _SIGNAL = (
     "containerd's shim asks the runtime, which complains in its own words; ours knows that there is no such signal"
 )
-_EXEC = "containerd 1.6 asks the runtime, which refuses; 2.x has the shim refuse, with this class and these words"
+_EXEC = "containerd 1.6 asks the runtime, which refuses; 1.7 has the shim refuse, with this class and these words"
 _PATH = "CRIU is reached, because " + _NAMES.partition(" and")[0]
+
+OF_1_6 = frozenset({"start an exec"})
+"""Calls that later releases of containerd answer as we do."""
 
 # Stand, state (`*`: of all) and call: reason.
 ANSWERS = {
