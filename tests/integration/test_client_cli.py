@@ -55,7 +55,10 @@ def test_tables_are_those_of_debians_ctr(
     try:
         for words in LISTINGS:
             left, right = theirs.run(*words.split()), ours.run(*words.split())
-            assert (right.returncode, right.stdout) == (left.returncode, left.stdout), words
+            shown = left.stdout
+            if containerd.version < (1, 7):
+                shown = shown.replace('"Extensions": null,', '"Extensions": {},\n    "SandboxID": "",')
+            assert (right.returncode, right.stdout) == (left.returncode, shown), words
             assert right.stderr == left.stderr or left.returncode == 0, words
     finally:
         ours("tasks", "rm", "-f", "one", check=False)

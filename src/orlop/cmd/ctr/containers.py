@@ -115,8 +115,8 @@ def info(app: App, container_id: str, only_spec: bool) -> None:
             "Snapshotter": found.snapshotter,
             "CreatedAt": rfc3339_nano(found.created_at),
             "UpdatedAt": rfc3339_nano(found.updated_at),
-            "Extensions": {key: packed(value) for key, value in sorted(found.extensions.items())} or None,
-            **({"SandboxID": found.sandbox} if found.sandbox else {}),
+            "Extensions": {key: packed(value) for key, value in sorted(found.extensions.items())},
+            "SandboxID": found.sandbox,
             "Spec": spec,
         }
     )
