@@ -1,9 +1,11 @@
 """The Mounts service of a real daemon, tasks whose root file system needs it, and daemons killed in the middle."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +14,21 @@ import pytest
 
 import orlop
 from orlop.api.services.tasks.v1 import tasks_pb2
-from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError, UnavailableError, UnimplementedError
+from orlop.base.errdefs import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    OrlopError,
+    UnavailableError,
+    UnimplementedError,
+)
 from orlop.client import tasks
 from orlop.client.snapshots import to_mounts
 from orlop.core.mount import Mount
-from orlop.core.mount.perform import mounts_below
+from orlop.core.mount.perform import mounts_below, temp_mount
+from orlop.oci import media_types
+from orlop.oci.digest import Digest
+from orlop.oci.image import Descriptor
 from tests.root.shims import make_rootfs, spec, until
 from tools import daemons, host
 from tools.daemons import Orlopd
@@ -153,6 +165,46 @@ def test_a_kill_in_the_middle_leaves_nothing(new_orlopd: Callable[..., Orlopd], 
         client.mounts.activate("cut", [disk(daemon, "c")])
         client.mounts.deactivate("cut")
     assert left(daemon) == NOTHING
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["ext4", "overlay"])
+def test_a_layer_is_unpacked_onto_mounts_that_need_it(
+    daemon: Orlopd, client: orlop.Client, tmp_path: Path, target: str
+) -> None:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        entry = tarfile.TarInfo("etc/motd")
+        entry.size = 3
+        archive.addfile(entry, io.BytesIO(b"hi\n"))
+    blob = data.getvalue()
+    held = leased(client)
+    digest = held.content.write("layer", blob)
+    layer = Descriptor(media_type=media_types.OCI_LAYER, digest=Digest(digest), size=len(blob))
+    mounts = [disk(daemon), Mount(type="format/ext4", source="{{ mount 0 }}")]
+    if target == "overlay":
+        (tmp_path / "below").mkdir()
+        options = (
+            "X-containerd.mkdir.path={{ mount 1 }}/upper:0755",
+            "X-containerd.mkdir.path={{ mount 1 }}/work:0755",
+            f"lowerdir={tmp_path}/below",
+            "upperdir={{ mount 1 }}/upper",
+            "workdir={{ mount 1 }}/work",
+        )
+        mounts.append(Mount(type="format/mkdir/overlay", source="overlay", options=options))
+    assert held.diff.apply(layer, mounts).digest == digest
+    until(lambda: left(daemon) == NOTHING, "the mounts are left")  # the worker's own copies end with it
+    with temp_mount([Mount(type="ext4", source=f"{daemon.root}/disk", options=("loop", "ro"))]) as path:
+        upper = f"{path}/upper" if target == "overlay" else path
+        assert Path(upper, "etc", "motd").read_text() == "hi\n"
+    broken = Descriptor(
+        media_type=media_types.OCI_LAYER, digest=Digest(held.content.write("broken", b"x" * 600)), size=600
+    )
+    with pytest.raises(InvalidArgumentError):
+        held.diff.apply(broken, mounts)
+    until(lambda: left(daemon) == NOTHING, "the mounts are left")
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------

@@ -489,3 +489,39 @@ def test_the_collector_takes_what_nobody_holds(world):
 
     world.run(test)
     assert world.left() == NOTHING
+
+
+def test_mounts_for_a_block_of_the_daemon_s_own(world):
+    async def test(manager):
+        plain = [Mount(type="bind", source="/", options=("rbind",))]
+        async with manager.performed("ns", plain) as left:
+            assert left == plain
+        async with manager.performed("ns", image(world)) as left:
+            assert [mount.type for mount in left] == ["ext4"]
+            assert [one for page in manager.pages("ns") for one in page] == []
+            await asyncio.to_thread(world.collect, manager)
+            with temp_mount(left) as path:
+                write(f"{path}/file", "")
+        assert world.left() == NOTHING
+        with pytest.raises(ZeroDivisionError):
+            async with manager.performed("ns", image(world)):
+                raise ZeroDivisionError
+        assert world.left() == NOTHING
+        with pytest.raises(FailedPreconditionError):
+            async with manager.performed("ns", [*image(world), Mount(type="loop", source=f"{world.root}/absent")]):
+                raise AssertionError("it cannot be performed")
+        assert world.left() == NOTHING
+
+        async def in_it():
+            async with manager.performed("ns", image(world)):
+                await asyncio.Event().wait()
+
+        for pause_s in (0, 0.01, 0.5):
+            task = asyncio.create_task(in_it())
+            await asyncio.sleep(pause_s)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert world.left() == NOTHING
+
+    world.run(test)

@@ -1,6 +1,7 @@
 """The manager of mounts: activations of all namespaces, performed below one directory and recorded in rows.
 
     activate      row (not complete), then the mounts, then the row completed
+    performed     the same for a block of code, without completing the row
     deactivate    row removed, then the mounts undone
     collected     the same, the second part behind the collector's transaction
     start         rows whose mounts are not all there go, with what is left of them; so do directories without a row
@@ -17,16 +18,17 @@ import asyncio
 import contextlib
 import logging
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from orlop.base.errdefs import InvalidArgumentError, OrlopError, UnimplementedError
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.mounts import MountStore
 from orlop.core.mount import Mount, directories, plans
-from orlop.core.mount.activation import Activation, Handler
+from orlop.core.mount.activation import Activation, ActiveMount, Handler
 from orlop.core.mount.perform import as_error, mounts_below
 
 T = TypeVar("T")
@@ -38,6 +40,14 @@ WORKERS: Final = 4
 MOUNTS_LIMIT: Final = 255
 # As long as containerd tries again while a mount is busy.
 PATIENCE_S: Final = 2.5
+
+
+class _Performed(NamedTuple):
+    """A plan that was carried out, and the number of its row."""
+
+    number: int
+    active: Sequence[ActiveMount]
+    system: Sequence[Mount]
 
 
 class MountManager:
@@ -100,14 +110,30 @@ class MountManager:
             AlreadyExistsError: there is an activation of that name.
             OrlopError: see `directories.perform_plan`.
         """
-        if len(mounts) > MOUNTS_LIMIT:
-            raise InvalidArgumentError(f"too many mounts ({len(mounts)}): maximum {MOUNTS_LIMIT}")
-        plan = plans.make(mounts, handled=self._handlers, temporary=temporary, claimed=claimed)
+        plan = self._plan(mounts, temporary=temporary, claimed=claimed)
         if plan is None:
             raise UnimplementedError
         return await self._to_the_end(
             self._activate(namespace, name, plan, labels or {}, temporary, lease, owner_uid), namespace, name
         )
+
+    @contextlib.asynccontextmanager
+    async def performed(self, namespace: str, mounts: Sequence[Mount]) -> AsyncIterator[Sequence[Mount]]:
+        """What is left to mount of `mounts`, for a block of the daemon's own; what was performed is undone after it.
+
+        Nobody else sees such an activation, and the collector leaves it alone: its row is one that a crash leaves.
+        Raises as `activate`, except that mounts that need nobody are given as they are.
+        """
+        plan = self._plan(mounts)
+        if plan is None:
+            yield mounts
+            return
+        name = f"orlop-{uuid.uuid4().hex}"
+        performing = self._start(self._perform(namespace, name, plan), namespace, name)
+        try:
+            yield (await asyncio.shield(performing)).system
+        finally:
+            await self._to_the_end(self._undo(performing, namespace, name), namespace, name)
 
     async def deactivate(self, namespace: str, name: str) -> None:
         """Undo an activation.
@@ -174,6 +200,13 @@ class MountManager:
 
     # ---- the work
 
+    def _plan(
+        self, mounts: Sequence[Mount], *, temporary: bool = False, claimed: Collection[str] = ()
+    ) -> plans.Plan | None:
+        if len(mounts) > MOUNTS_LIMIT:
+            raise InvalidArgumentError(f"too many mounts ({len(mounts)}): maximum {MOUNTS_LIMIT}")
+        return plans.make(mounts, handled=self._handlers, temporary=temporary, claimed=claimed)
+
     async def _activate(
         self,
         namespace: str,
@@ -184,22 +217,54 @@ class MountManager:
         lease: str,
         owner_uid: int | None,
     ) -> Activation:
-        number, stale = await self._db.write(
-            lambda tx: self._store.begin(tx, namespace, name, labels, lease=lease, owner_uid=owner_uid)
+        done = await self._perform(
+            namespace, name, plan, labels=labels, temporary=temporary, lease=lease, owner_uid=owner_uid
         )
-        try:
+        async with self._undone_on_failure(done.number):
+            return await self._db.write(lambda tx: self._store.complete(tx, done.number, done.active, done.system))
+
+    async def _perform(
+        self,
+        namespace: str,
+        name: str,
+        plan: plans.Plan,
+        *,
+        labels: Mapping[str, str] | None = None,
+        temporary: bool = False,
+        lease: str = "",
+        owner_uid: int | None = None,
+    ) -> _Performed:
+        """Everything except completing the row."""
+        number, stale = await self._db.write(
+            lambda tx: self._store.begin(tx, namespace, name, labels or {}, lease=lease, owner_uid=owner_uid)
+        )
+        async with self._undone_on_failure(number):
             if stale is not None:
                 await self._work(lambda: self._remove_quietly(stale))
             directory = self._targets / str(number)
             active, system = await self._work(
                 lambda: directories.perform_plan(plan, directory, self._handlers, self._roots, temporary=temporary)
             )
-            return await self._db.write(lambda tx: self._store.complete(tx, number, active, system))
+        return _Performed(number, active, system)
+
+    @contextlib.asynccontextmanager
+    async def _undone_on_failure(self, number: int) -> AsyncIterator[None]:
+        try:
+            yield
         except BaseException:
             # The mounts first: a row without them is what the next start knows how to deal with.
             await self._work(lambda: self._remove_quietly(number))
             await self._db.write(lambda tx: self._store.remove(tx, number))
             raise
+
+    async def _undo(self, performing: "asyncio.Task[_Performed]", namespace: str, name: str) -> None:
+        await asyncio.wait([performing])
+        if performing.cancelled() or performing.exception() is not None:
+            return  # and undone
+        try:
+            await self._deactivate(namespace, name)
+        except OrlopError as error:
+            log.warning("mounts are left for now", extra={"number": performing.result().number, "error": str(error)})
 
     async def _deactivate(self, namespace: str, name: str) -> None:
         number = await self._db.write(lambda tx: self._store.take(tx, namespace, name))
@@ -248,7 +313,9 @@ class MountManager:
 
     async def _to_the_end(self, work: Coroutine[None, None, T], namespace: str, name: str) -> T:
         """Do `work` when the name is free, and to its end even when the caller goes away."""
+        return await asyncio.shield(self._start(work, namespace, name))
 
+    def _start(self, work: Coroutine[None, None, T], namespace: str, name: str) -> "asyncio.Task[T]":
         async def run() -> T:
             async with self._named(namespace, name):
                 return await work
@@ -256,7 +323,7 @@ class MountManager:
         task = asyncio.get_running_loop().create_task(run(), name=f"mounts of {namespace}/{name}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        return task
 
     async def _work(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function)

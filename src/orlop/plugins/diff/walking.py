@@ -1,5 +1,6 @@
 """The differ for tar layers, uncompressed, gzip or zstd; its work is done in workers."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -10,8 +11,9 @@ from orlop.core.diff.apply import apply
 from orlop.core.diff.compare import compare
 from orlop.core.diff.processors import StreamProcessor, chain
 from orlop.core.diff.workers import Pool
-from orlop.core.kinds import CONTENT, DIFFER, METADATA, SNAPSHOTS
+from orlop.core.kinds import CONTENT, DIFFER, METADATA, MOUNT_MANAGER, SNAPSHOTS
 from orlop.core.mount import Mount
+from orlop.core.mount.manager import MountManager
 from orlop.core.plugin import Context, Registration
 from orlop.core.snapshots import Usage
 from orlop.core.snapshots.stores import Stores
@@ -21,9 +23,15 @@ class Walking:
     """Implements `orlop.core.diff.Differ` on the local content store."""
 
     def __init__(
-        self, content: LocalStore, snapshots: Stores, pool: Pool, processors: Mapping[str, StreamProcessor]
+        self,
+        content: LocalStore,
+        snapshots: Stores,
+        pool: Pool,
+        processors: Mapping[str, StreamProcessor],
+        manager: MountManager | None = None,
     ) -> None:
         self._content = content
+        self._manager = manager
         self._snapshots = snapshots
         self._pool = pool
         self._processors = processors
@@ -40,7 +48,8 @@ class Walking:
         await self._content.info(namespace, layer.digest)
         steps = chain(layer.media_type, self._processors)
         path = self._content.blob_path(layer.digest)
-        applied = await apply(self._pool, path, layer, mounts, sync=sync, steps=steps, payloads=payloads)
+        async with self._performed(namespace, mounts) as left:
+            applied = await apply(self._pool, path, layer, left, sync=sync, steps=steps, payloads=payloads)
         if applied.usage_bytes is not None and applied.usage_inodes is not None:
             usage = Usage(size=applied.usage_bytes, inodes=applied.usage_inodes)
             self._snapshots.note_applied(mounts, usage)
@@ -71,12 +80,22 @@ class Walking:
             lease=lease,
         )
 
+    def _performed(
+        self, namespace: str, mounts: Sequence[Mount]
+    ) -> contextlib.AbstractAsyncContextManager[Sequence[Mount]]:
+        if self._manager is None:
+            return contextlib.nullcontext(mounts)
+        return self._manager.performed(namespace, mounts)
+
 
 def _init(context: Context) -> Walking:
     pool = Pool()
     context.on_close(pool.close)
     context.platforms.append(default_string())
-    return Walking(context.get(CONTENT), context.get(SNAPSHOTS), pool, context.daemon.stream_processors)
+    manager = next(iter(context.all(MOUNT_MANAGER).values()), None)
+    return Walking(context.get(CONTENT), context.get(SNAPSHOTS), pool, context.daemon.stream_processors, manager)
 
 
-REGISTRATION: Final = Registration(kind=DIFFER, id="walking", requires=(METADATA, CONTENT, SNAPSHOTS), init=_init)
+REGISTRATION: Final = Registration(
+    kind=DIFFER, id="walking", requires=(METADATA, CONTENT, SNAPSHOTS, MOUNT_MANAGER), init=_init
+)
