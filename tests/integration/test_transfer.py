@@ -373,6 +373,27 @@ def test_a_blob_is_mounted_from_the_repository_that_has_it(orlopd, namespace):
 
 
 @pytest.mark.root
+def test_many_pulls_of_the_same_at_once(orlopd, namespace):
+    async def scenario(client, remote):
+        for tag in "12":
+            remote.add_image("team/app", tag, [layer("a"), layer("b"), layer(tag)])
+        references = [f"{remote.address}/team/app:{tag}" for tag in "12"]
+
+        async def pull(reference, name):
+            await client.transfer(OCIRegistry(reference=reference), ImageStore(name=name, unpacks=UNPACK))
+            status = await (await client.images.get(name)).check()
+            assert status.complete
+            assert status.unpacked
+            await client.images.delete(name, synchronous=name.endswith("0"))
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(6):
+                group.create_task(pull(references[number % 2], f"{references[number % 2]}-{number}"))
+
+    misbehaving(orlopd, namespace, scenario)
+
+
+@pytest.mark.root
 def test_a_layer_that_nobody_knows_is_said_to_be_the_trouble(orlopd, namespace):
     async def scenario(client, remote):
         odd = remote.add_blob("team/app", layer("a"), "application/vnd.oci.image.layer.v1.tar+odd")
