@@ -299,6 +299,7 @@ API: dict[tuple[str, str], Difference] = {
     ),
     **_api("snapshots: labels' sizes", NO_KEY, "Snapshots.Prepare #3", whole=True),
     **_api("snapshots: cleanup", "our snapshotters clean up", *_numbered("Snapshots.Cleanup", 1, 2), whole=True),
+    **_api("version: no header is needed", "who we are", *_numbered("Version.Version", 1, 2), whole=True),
     **_api("tasks: without a namespace", NO_CLASS, "Tasks.Metrics", whole=True),
     **_api("tasks: runtimes that are none", "the example of a runtime's name is today's", "Tasks.Create #2"),
 }

@@ -103,6 +103,22 @@ def _run(peers: Peers, program: Program) -> None:
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.parametrize("program", [one for one in PROGRAMS if one.expects], ids=_id)
+def test_what_no_peer_has_is_as_its_source_says(shared: Peers, program: Program) -> None:
+    _, ours, _ = shared
+    namespace = f"later-{zlib.crc32(program.name.encode()):08x}"
+    answers = ours.run(program, namespace)
+    ours.tidy(namespace)
+    assert {label: answers[label].lines() for label in program.expects} == {
+        label: list(lines) for label, lines in program.expects.items()
+    }, program.source
+
+
+def test_what_no_peer_has_names_its_source() -> None:
+    later = [program for program in PROGRAMS if program.since >= (2, 0)]
+    assert [program.name for program in later if not (program.source and program.expects)] == []
+
+
 def test_every_listed_difference_is_of_a_program() -> None:
     names = [program.name for program in PROGRAMS]
     assert len(names) == len(set(names)), "two programs of one name"

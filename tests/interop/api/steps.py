@@ -10,8 +10,8 @@ own field names, so that a row reads like the message:
     ])
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from google.protobuf import message_factory
@@ -89,6 +89,8 @@ class Program:
         since, until: the first and the last release of containerd that can be asked them; some requests without a
             message in them kill newer ones, from 1.7 on.
         isolated: they are for daemons with the content sharing policy `isolated`.
+        source, expects: of what no peer here has: where it stands what is answered, and that, by a step's label, `left`
+            or `events` as lines (see `run.Answer.lines`).
     """
 
     name: str
@@ -96,6 +98,8 @@ class Program:
     since: tuple[int, int] = (1, 6)
     until: tuple[int, int] | None = None
     isolated: bool = False
+    source: str = ""
+    expects: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def collects(self) -> bool:

@@ -1,5 +1,6 @@
 """Collection: what holds what, over the wire."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from tests.interop.api.steps import (
@@ -49,6 +50,18 @@ def _let_go() -> Step:
 def _blobs(*pairs: tuple[bytes, dict[str, str]]) -> list[Step]:
     return [blob(data, labels=labels, lease="hold") for data, labels in pairs]
 
+
+def _left(content: Sequence[bytes] = (), **kinds: Sequence[str]) -> dict[str, list[str]]:
+    """What a program expects to be left in its namespace; the others are empty."""
+    found = {**kinds, **({"content": sorted(map(digest, content))} if content else {})}
+    lines = []
+    for kind in ("images", "content", "native"):
+        if kind in found:
+            lines += [f"    {kind}:", *(f"      - {name!r}" for name in found[kind])]
+    return {"left": ["", *(["  NS:", *lines] if lines else ["  NS: {}"]), "  OTHER: {}", "  THIRD: {}"]}
+
+
+SOURCE: Final = "core/metadata/gc.go of containerd 2.x: scanRoots, references, sendLabelRefs"
 
 PROGRAMS: Final = [
     Program("gc: what nobody holds goes", [_hold(), *_blobs((A, {})), *_snapshots(), *gc(), _let_go()]),
@@ -175,6 +188,8 @@ PROGRAMS: Final = [
             _let_go(),
         ],
         since=(2, 0),
+        source=SOURCE,
+        expects=_left(images=["future"], content=[B]),
     ),
     Program(
         "gc: a lease holds an image that has expired",
@@ -185,6 +200,8 @@ PROGRAMS: Final = [
             _let_go(),
         ],
         since=(2, 0),
+        source=SOURCE,
+        expects=_left(),
     ),
     Program(
         "gc: content refers to images",
@@ -195,6 +212,8 @@ PROGRAMS: Final = [
             _let_go(),
         ],
         since=(2, 0),
+        source=SOURCE,
+        expects=_left(images=["i"], content=[A]),
     ),
     Program(
         "gc: back references",
@@ -209,6 +228,8 @@ PROGRAMS: Final = [
             _let_go(),
         ],
         since=(2, 0),
+        source=SOURCE,
+        expects=_left(content=[A, B], native=["COMMITTED one on ''", "COMMITTED two on 'one'"]),
     ),
     Program(
         "gc: back references to containers, images and snapshots",
@@ -227,6 +248,8 @@ PROGRAMS: Final = [
             call("Images.Delete", name="i", sync=True),
         ],
         since=(2, 0),
+        source=SOURCE,
+        expects=_left(),
     ),
     Program(
         "gc: ingests",

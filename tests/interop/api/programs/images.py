@@ -159,6 +159,12 @@ PROGRAMS: Final = [
             call("Images.Delete", name="one", target={"digest": DIGEST, "size": 99}),
         ],
         since=(2, 0),
+        source="core/metadata/images.go of containerd 2.x: Delete",
+        expects={
+            "Images.Delete": [f'NOT_FOUND: image "one" has target {DIGEST}, not {NONE}: not found'],
+            "Images.Delete #2": [f'NOT_FOUND: image "one" has target {DIGEST}, not nonsense: not found'],
+            "Images.Delete #3": ["OK", "  {}"],
+        },
     ),
     Program(
         "images: sync deletion collects",
