@@ -3,7 +3,8 @@
 Filters take regular expressions from clients, in Go's syntax. Python's `re` has another syntax, and a few characters of
 it can keep a process busy for years; a daemon must not run such a thing. So the expression becomes a nondeterministic
 automaton of bounded size, and the text moves through sets of its states. A set is a number with a bit per state, and
-what follows eight of them is remembered: a step costs a look-up for each eight states, whatever the text.
+what follows four of them is remembered: a step costs a look-up for each four states, whatever the text, and what is
+remembered of the largest expression takes a megabyte.
 
 Not known here, and so an error: scripts as Unicode classes (`\\p{Greek}`), expressions of more than 8,192 characters,
 and those whose automaton has more than 1,000 states or that nest deeper than 100; Go's bounds are wider.
@@ -33,6 +34,7 @@ MAX_STATES: Final = 1000
 MAX_LENGTH: Final = 8192
 
 _MAX_REMEMBERED: Final = 1024
+_MAX_LEARNED: Final = 4096  # as much as there is to learn of the largest expression at one kind of place
 _NOWHERE: Final = Where(0)
 
 
@@ -55,6 +57,8 @@ class Regexp:
             if looks_around:
                 moves = self._moves_at(_where(text, position + 1))
             states = moves.step(states & self._readers_of(character))
+        if len(self._moves) > 1 and sum(one.learned for one in self._moves.values()) > _MAX_LEARNED:
+            self._moves = {}
         return bool(states & _MATCHED_BIT)
 
     def _readers_of(self, character: str) -> int:
@@ -78,34 +82,40 @@ class _Moves:
 
     Attributes:
         begin: the states of a match that begins here.
+        learned: how much is remembered.
     """
 
-    __slots__ = ("_after", "_known", "begin")
+    __slots__ = ("_after", "_known", "_width", "begin", "learned")
 
     def __init__(self, program: "_Program", where: Where) -> None:
         closures = program.closures(where)
         self.begin = closures[program.start]
         self._after = program.followings(closures)
-        # For each eight states and what is set among them: what follows any of those.
-        self._known: list[dict[int, int]] = [{0: 0} for _ in range(-(-len(closures) // 8))]
+        self._width = -(-len(closures) // 8)
+        # For each four states and what is set among them: what follows any of those.
+        self._known: list[dict[int, int]] = [{0: 0} for _ in range(2 * self._width)]
+        self.learned = 0
 
     def step(self, states: int) -> int:
         """What follows any of `states`, and what may begin here."""
         found = self.begin
         known = self._known
-        for place, eight in enumerate(states.to_bytes(len(known), "little")):
-            following = known[place].get(eight)
-            if following is None:
-                following = known[place][eight] = self._learn(8 * place, eight)
-            found |= following
+        for place, eight in enumerate(states.to_bytes(self._width, "little")):
+            if eight:
+                low, high = eight & 0xF, eight >> 4
+                following = known[2 * place].get(low)
+                found |= self._learn(2 * place, low) if following is None else following
+                following = known[2 * place + 1].get(high)
+                found |= self._learn(2 * place + 1, high) if following is None else following
         return found
 
-    def _learn(self, place: int, eight: int) -> int:
+    def _learn(self, place: int, four: int) -> int:
         found = 0
-        while eight:
-            lowest = eight & -eight
-            found |= self._after[place + lowest.bit_length() - 1]
-            eight ^= lowest
+        for number in range(4):
+            if four >> number & 1:
+                found |= self._after[4 * place + number]
+        self._known[place][four] = found
+        self.learned += 1
         return found
 
 

@@ -1,7 +1,9 @@
 """Go's regular expressions: what is accepted, what matches, and that no expression takes for ever."""
 
+import random
 import re
 import string
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -113,6 +115,21 @@ def test_states_are_bounded():
     assert compile_regexp("a" * (MAX_STATES - 10)).search("a" * MAX_STATES)
     with pytest.raises(RegexpError, match="too large"):
         compile_regexp("a" * MAX_STATES)
+
+
+@pytest.mark.parametrize("pattern", ["(a|b)*a(a|b){330}c", r"(?m)(\b|^|a|b|\n)*a(?:\b[ab]|[ab\n]$|[ab]){120}c"])
+def test_what_is_remembered_is_bounded_whatever_the_text(pattern):
+    """Once each set of states that was met was kept: 60 MB for one expression, and as much for the next."""
+    rng = random.Random(1)
+    text = "".join(rng.choice("ab\n ") for _ in range(3000)) + "".join(map(chr, range(0x100, 0x900)))
+    tracemalloc.start()
+    try:
+        compiled = compile_regexp(pattern)
+        for _ in range(2):
+            compiled.search(text)
+        assert tracemalloc.get_traced_memory()[0] < 3_000_000
+    finally:
+        tracemalloc.stop()
 
 
 ATOMS = st.sampled_from(["a", "b", ".", "[ab]", "[^a]", "c", r"\d", r"\w", "^", "$", r"\b", "(?:)"])
