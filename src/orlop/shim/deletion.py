@@ -7,12 +7,15 @@ containerd also runs this after each regular end of a container, and waits for i
 more is answered with hardly anything imported.
 """
 
+import contextlib
 import os
+import signal
 import sys
 import time
 
 _KILLED = 128 + 9
 _LIMIT_S = 60.0
+_CREATION_S = 20.0
 
 
 def delete(namespace: str, address: str, container: str, bundle: str) -> int:
@@ -47,6 +50,8 @@ def _remove(namespace: str, address: str, container: str, bundle: str) -> tuple[
             status, at_ns = record.exit_status, record.exited_at_ns
         for one in records.read_all(bundle, record.boot):
             _end_keeper(one.keeper)
+        if record.status == records.CREATING:
+            _await_creation(bundle)
         _remove_from_runtime(record.command, record.root, record.systemd_cgroup, container)
     unmount_tree(f"{bundle}/rootfs")
     if record is not None:
@@ -56,8 +61,6 @@ def _remove(namespace: str, address: str, container: str, bundle: str) -> tuple[
 
 def _ask(socket: str, container: str) -> tuple[int, int, int] | None:
     """Have a living supervisor kill and delete the container; None if there is none, or it does not know it."""
-    import contextlib
-
     from orlop.api.runtime.task.v3 import shim_pb2
     from orlop.ttrpc.client import Client
     from orlop.ttrpc.errors import TtrpcError
@@ -78,6 +81,33 @@ def _ask(socket: str, container: str) -> tuple[int, int, int] | None:
         return None
     answer = shim_pb2.DeleteResponse.FromString(data)
     return answer.pid, answer.exit_status, answer.exited_at.ToNanoseconds()
+
+
+def _await_creation(bundle: str) -> None:
+    """Wait for an OCI runtime that a dead supervisor had told to make the container, and still does.
+
+    What it makes has a state that can be removed; killed in the middle it might leave a cgroup that nobody knows.
+    """
+    deadline = time.monotonic() + _CREATION_S
+    while pids := _creators(os.fsencode(bundle)):
+        if time.monotonic() > deadline:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.02)
+
+
+def _creators(bundle: bytes) -> list[int]:
+    """Processes that are told to create a container in `bundle`."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+                if b"create" in words and bundle in words:
+                    found.append(int(name))
+    return found
 
 
 def _remove_from_runtime(command: str, root: str, systemd_cgroup: bool, container: str) -> None:

@@ -1,5 +1,6 @@
 """Containers that cannot run, and stdio that is none: the reason in the OCI runtime's own words, and nothing left."""
 
+import contextlib
 import json
 import os
 import re
@@ -190,3 +191,51 @@ def test_a_file_as_stdout_is_appended_to(client, prepared, tmp_path):
             task.wait()
             task.delete()
     assert path.read_text() == "before\nafter\n"
+
+
+EXEC_SPECS = {
+    "nothing": b"",
+    "null": b"null",
+    "a list": b"[1]",
+    "no utf-8": b'{"args": ["\xff"]}',
+    "nested without end": b'{"a":' * 100_000,
+    "wrong types": b'{"args": 5, "cwd": "/"}',
+    "no arguments": b'{"args": [], "cwd": "/"}',
+    "a relative cwd": b'{"args": ["true"], "cwd": "here"}',
+    "a user that is none": b'{"args": ["true"], "cwd": "/", "user": {"uid": -1}}',
+}
+
+
+def test_exec_specs_that_cannot_run(client, prepared):
+    """Refused, by us or by the OCI runtime; the task and its supervisor go on."""
+    from google.protobuf.any_pb2 import Any as AnyMessage
+
+    from orlop.api.services.tasks.v1 import tasks_pb2 as pb
+    from orlop.client.channel import Rpc
+
+    service = "containerd.services.tasks.v1.Tasks"
+    exec_ = Rpc(service, "Exec", pb.ExecProcessRequest, pb.ExecProcessRequest)
+    start = Rpc(service, "Start", pb.StartRequest, pb.StartResponse)
+    delete = Rpc(service, "DeleteProcess", pb.DeleteProcessRequest, pb.DeleteResponse)
+    outcomes = {}
+    with client.new_container("bad", prepared, orlop.SpecOptions(args=("sleep", "1000"))) as container:
+        with container.new_task() as task:
+            task.start()
+            for number, (name, value) in enumerate(EXEC_SPECS.items()):
+                spec = AnyMessage(type_url="types.containerd.io/opencontainers/runtime-spec/1/Process", value=value)
+                request = pb.ExecProcessRequest(container_id="bad", exec_id=f"e{number}", spec=spec)
+                try:
+                    client.call(exec_, request)
+                    client.call(start, pb.StartRequest(container_id="bad", exec_id=f"e{number}"))
+                    outcomes[name] = 0
+                except OrlopError as error:
+                    outcomes[name] = error.code
+                with contextlib.suppress(NotFoundError):
+                    client.call(delete, pb.DeleteProcessRequest(container_id="bad", exec_id=f"e{number}"))
+            with task.exec("fine", container.exec_spec(["true"])) as process:
+                process.start()
+                assert process.wait().code == 0
+            task.kill("KILL")
+            task.wait()
+            task.delete()
+    assert set(outcomes.values()) <= {2, 3}, outcomes

@@ -86,7 +86,6 @@ def test_labels_of_100_kilobytes(client, prepared):
     attempts: list[Callable[[], object]] = [
         lambda: client.namespaces.create("labelled", BIG),
         lambda: client.namespaces.label(NAMESPACE, BIG),
-        lambda: client.leases.create("labelled", labels=BIG),
         lambda: client.images.label(prepared, BIG),
         lambda: client.images.create("x", client.images.get(prepared).target, labels=BIG),
         lambda: client.content.label(digest, BIG),

@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
+import time
 
 import pytest
 
@@ -14,7 +16,7 @@ from orlop.base.errdefs import (
     UnavailableError,
 )
 from tests.integration.bad_input.pulling import NAMESPACE
-from tools import residue
+from tools import host, residue
 from tools.daemons import Orlopd
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
@@ -27,8 +29,6 @@ def supervisors(daemon: Orlopd) -> list[int]:
 
 def test_a_supervisor_killed_under_its_calls(client, daemon, prepared):
     """Calls that were under way end, with their result or with UNAVAILABLE; the container goes on and can be had."""
-    import threading
-
     with client.new_container("bad", prepared, orlop.SpecOptions(args=("sleep", "1000"))) as container:
         with container.new_task() as task:
             task.start()
@@ -103,3 +103,36 @@ def test_a_supervisor_killed_while_it_creates(client, daemon, prepared):
                 assert task.wait().code == 0
                 task.delete()
     assert problems == []
+
+
+def test_a_supervisor_killed_while_the_oci_runtime_makes_a_container(client, daemon, prepared, tmp_path):
+    """The runtime goes on without its supervisor, and what it makes in the end is removed all the same."""
+    from google.protobuf.any_pb2 import Any as AnyMessage
+
+    from orlop.api.types.runc.options.oci_pb2 import Options
+
+    begun, slow = tmp_path / "begun", tmp_path / "runc"
+    real = host.find("runc")
+    slow.write_text(f'#!/bin/sh\ncase " $* " in *" create "*) touch {begun}; sleep 1;; esac\nexec {real} "$@"\n')
+    slow.chmod(0o755)
+    packed = AnyMessage(type_url="containerd.runc.v1.Options", value=Options(binary_name=str(slow)).SerializeToString())
+
+    def kill() -> None:
+        deadline = time.monotonic() + 30
+        while not begun.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for pid in supervisors(daemon):
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    options = orlop.SpecOptions(args=("sleep", "1000"))
+    with client.new_container("bad", prepared, options, runtime_options=packed) as container:
+        with pytest.raises(UnavailableError, match=r"bad|shim|task"):
+            container.new_task()
+        killer.join()
+        with container.new_task() as task:
+            task.start()
+            task.kill("KILL")
+            task.wait()
+            task.delete()

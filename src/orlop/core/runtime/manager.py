@@ -22,6 +22,7 @@ from orlop.base.errdefs import (
     AlreadyExistsError,
     NotFoundError,
     OrlopError,
+    UnavailableError,
     UnimplementedError,
     UnknownError,
     from_status,
@@ -134,8 +135,9 @@ class TaskManager:
             shim.tasks[task_id] = bundle
             try:
                 reply = await self._create_in(shim, bundle, options, checkpoint)
-            except BaseException:
-                await asyncio.shield(self._abandon(shim, bundle))
+            except BaseException as error:
+                lost = isinstance(error, UnavailableError) and shim.groups
+                await asyncio.shield(self._abandon(shim, bundle, lost=lost))
                 raise
             self._tasks[key] = Task(bundle, shim)
             return reply.pid
@@ -215,9 +217,20 @@ class TaskManager:
             # Foreign clients look for containerd's words; the class stays the shim's.
             raise from_status(error.code, f"failed to create shim task: {error}") from error
 
-    async def _abandon(self, shim: Shim, bundle: Bundle) -> None:
-        """Undo what a failed create left; the first error is the caller's, so failures here are logged."""
+    async def _abandon(self, shim: Shim, bundle: Bundle, *, lost: bool) -> None:
+        """Undo what a failed create left; the first error is the caller's, so failures here are logged.
+
+        Args:
+            lost: the supervisor died under the call. Its OCI runtime may still be making the container, and neither a
+                successor nor anybody else would know of it without the bundle.
+        """
         shim.tasks.pop(bundle.id, None)
+        if lost and shim.binary is not None:
+            try:
+                await binaries.delete(shim.binary, self._shims.host, bundle)
+            except OrlopError as error:
+                fields = {"namespace": bundle.namespace, "id": bundle.id, "error": str(error)}
+                log.error("what a dead supervisor was creating is left", extra=fields)
         with contextlib.suppress(OrlopError):  # most often NotFound: the shim undid its own part
             await shim.call(
                 "Delete", shim_pb2.DeleteRequest(id=bundle.id), shim_pb2.DeleteResponse, timeout_s=SHUTDOWN_TIMEOUT_S
