@@ -31,17 +31,21 @@ from orlop.shim.reaper import Reaper, boot_id
 from orlop.shim.records import Record
 from orlop.shim.runtime import Runtime, RuntimeFailedError
 from orlop.shim.service import TaskService
-from orlop.shim.task import Request, Task, Workshop
+from orlop.shim.task import Request, Task, Workshop, exits_are_held
 from orlop.ttrpc.server import Context, Method, Peer, Server
 
 if TYPE_CHECKING:
     from orlop.shim.sandboxes import Sandboxes
 
+# A daemon of another release sends it. One that does not know it ends at once, which its tasks outlive as well.
+RETIRE: Final = signal.SIGUSR2
 LINGER_VARIABLE: Final = "ORLOP_SHIM_LINGER"
 _LINGER_S: Final = 30.0
 _ALONE_S: Final = 2.0
 _IDLE_CHECK_S: Final = 0.5
 _FLUSH_S: Final = 2.0
+_RETIRE_S: Final = 10.0
+_RETIRE_CHECK_S: Final = 0.02
 # After the start, so that the first container does not wait for what it does not use.
 _REST_S: Final = 0.5
 
@@ -103,6 +107,7 @@ class Supervisor:
         self._reaper.start(loop)
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, self._signalled, signum)
+        loop.add_signal_handler(RETIRE, self._retire)
         self._tasks, unfinished = await adoption.adopt(self._shop, self._tasks_directory)
         for bundle, record in unfinished:
             self._await_removal(record.container, adoption.undo(self._shop, bundle, record))
@@ -291,6 +296,21 @@ class Supervisor:
             _log.warning("signal %d ignored: %d tasks", signum, len(self._tasks))
         else:
             self._ending.set()
+
+    def _retire(self) -> None:
+        """End although there are tasks, once nothing is half done: a successor of another release adopts them."""
+        _log.info("retiring with %d tasks", len(self._tasks))
+        deadline = asyncio.get_running_loop().time() + _RETIRE_S
+
+        def look() -> None:
+            loop = asyncio.get_running_loop()
+            busy = self._creating or exits_are_held() or any(task.busy for task in self._tasks.values())
+            if busy and loop.time() < deadline:
+                loop.call_later(_RETIRE_CHECK_S, look)
+            else:
+                self._ending.set()
+
+        look()
 
     def _refusal(self, peer: Peer) -> str | None:
         if peer.uid != os.geteuid():

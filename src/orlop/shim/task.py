@@ -108,6 +108,11 @@ class Task:
         except KeyError:
             raise NotFoundError(f"process does not exist {exec_id}") from None
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being done to it of which the records do not know yet."""
+        return self._lock.locked() or any(process.starting for process in (self.init, *self.execs.values()))
+
     # ---- create
 
     @classmethod
@@ -537,6 +542,11 @@ class Task:
 
 # Tasks of the event loop that nobody awaits are kept from the garbage collector here.
 _running: set[asyncio.Task[None]] = set()
+
+
+def exits_are_held() -> bool:
+    """Whether the exit of an init is known and not written down yet."""
+    return bool(_running)
 
 
 def _word(process: Process) -> str:

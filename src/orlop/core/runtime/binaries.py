@@ -77,6 +77,14 @@ def supervisor_path() -> Path:
     return Path(found)
 
 
+def newest(binary: ShimBinary) -> ShimBinary:
+    """Our own supervisor instead of one of another release, wherever that lay; a foreign shim as it is."""
+    if binary.groups:
+        with contextlib.suppress(NotFoundError):
+            return ShimBinary(path=supervisor_path(), groups=True)
+    return binary
+
+
 def resolve(runtime: str, mapped: Mapping[str, str]) -> ShimBinary:
     """The shim for a runtime name or path.
 

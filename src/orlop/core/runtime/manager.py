@@ -171,6 +171,7 @@ class TaskManager:
         async with asyncio.TaskGroup() as group:
             for bundle in bundles:
                 group.create_task(self._load_one(bundle), name=f"load {bundle.namespace}/{bundle.id}")
+        await self._shims.renew()
 
     async def _shim_for(self, bundle: Bundle, binary: ShimBinary, options: CreateOptions) -> Shim:
         """The shim that will hold the task: its sandbox's, else one for the runtime."""

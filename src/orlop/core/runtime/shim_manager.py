@@ -8,6 +8,8 @@ its successor takes over what it held.
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -23,11 +25,15 @@ from orlop.core.runtime.binaries import ShimBinary, ShimHost
 from orlop.core.runtime.bundle import Bootstrap, Bundle
 from orlop.core.runtime.shimlog import ShimLogs
 from orlop.core.runtime.shims import Shim
+from orlop.version import __version__
 
 log: Final = logging.getLogger(__name__)
 
 REVIVE_PAUSES_S: Final = (0.0, 0.1, 0.5, 2.0)
 SHUTDOWN_TIMEOUT_S: Final = 5.0
+# A supervisor ends what it is at before it retires.
+RETIRE_TIMEOUT_S: Final = 15.0
+OUR_VERSION: Final = f"orlop/{__version__}"
 
 OnDead = Callable[[Shim], Awaitable[None]]
 
@@ -116,8 +122,29 @@ class ShimManager:
                 if binary is None or not binary.groups:
                     raise
             log.info("supervisor is gone, starting its successor", extra={"namespace": bundle.namespace})
-            successor = await binaries.start(binary, self.host, bundle, b"")
+            successor = await binaries.start(binaries.newest(binary), self.host, bundle, b"")
             return await self.connect(bundle.namespace, successor, binary)
+
+    async def renew(self) -> None:
+        """Have supervisors of another release retire; their successors, of this one, take over what they hold."""
+        await asyncio.gather(*(self._renew(shim) for shim in list(self._shims.values()) if shim.groups))
+
+    async def _renew(self, shim: Shim) -> None:
+        fields = {"namespace": shim.namespace, "address": shim.bootstrap.address}
+        try:
+            reply = await shim.call(
+                "Connect", shim_pb2.ConnectRequest(), shim_pb2.ConnectResponse, timeout_s=RETIRE_TIMEOUT_S
+            )
+            if reply.version == OUR_VERSION or not reply.shim_pid:
+                return
+            log.info("supervisor of another release retires", extra={**fields, "version": reply.version})
+            os.kill(reply.shim_pid, signal.SIGUSR2)
+            async with asyncio.timeout(RETIRE_TIMEOUT_S):
+                await shim.lost()
+            await self._revive(shim)
+        except (OrlopError, OSError, TimeoutError) as error:
+            # It goes on as it is: supervisors of the release before this one are served as well.
+            log.warning("supervisor of another release stays", extra={**fields, "error": str(error)})
 
     async def shut_down(self, shim: Shim, bundle: Bundle) -> None:
         """Tell a foreign shim that this bundle's task was all; it ends by itself if it has no other."""
@@ -164,8 +191,11 @@ class ShimManager:
         Raises:
             UnavailableError: no successor could be started; names the last reason.
         """
-        if shim.alive():
-            return
+        async with shim.reviving:
+            if not shim.alive():
+                await self._start_successor(shim)
+
+    async def _start_successor(self, shim: Shim) -> None:
         bundle = shim.any_bundle()
         if shim.binary is None or bundle is None:
             raise UnavailableError(f"shim {shim.bootstrap.address}: the supervisor is gone")
@@ -175,7 +205,7 @@ class ShimManager:
             if shim.alive():
                 return
             try:
-                shim.bootstrap = await binaries.start(shim.binary, self.host, bundle, b"")
+                shim.bootstrap = await binaries.start(binaries.newest(shim.binary), self.host, bundle, b"")
                 await shim.connect(self._lost)
             except OrlopError as error:
                 last = error

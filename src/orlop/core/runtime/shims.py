@@ -44,7 +44,7 @@ class Shim:
         self.revive: Callable[[], Awaitable[None]] | None = None
         self._client: aio.Client | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._reviving: asyncio.Lock = asyncio.Lock()
+        self.reviving: asyncio.Lock = asyncio.Lock()
         self._closing = False
         self._record = trace.recorder()
 
@@ -85,6 +85,11 @@ class Shim:
         name = f"shim {self.bootstrap.address}"
         self._watch = asyncio.create_task(self._watch_connection(self._client, on_lost), name=name)
 
+    async def lost(self) -> None:
+        """Wait until the connection has broken."""
+        if self._client is not None:
+            await self._client.wait_closed()
+
     async def close(self) -> None:
         """Drop the connection; the shim and its tasks go on."""
         self._closing = True
@@ -112,9 +117,7 @@ class Shim:
         if not self.alive():
             if self.revive is None:
                 raise UnavailableError(f"shim {self.bootstrap.address}: {method}: the shim is gone")
-            async with self._reviving:
-                if not self.alive():
-                    await self.revive()
+            await self.revive()
         client = self._client
         if client is None:
             raise UnavailableError(f"shim {self.bootstrap.address}: {method}: not connected")
