@@ -104,6 +104,20 @@ def test_the_lean_door_needs_no_grpcio(lean_orlopd, grpcio_orlopd, go_ctr):
     assert "cygrpc" not in Path(f"/proc/{lean_orlopd.pid}/maps").read_text()
 
 
+@pytest.mark.parametrize("door", ["lean", "grpcio"])
+@pytest.mark.parametrize(("limit", "works"), [(0, True), (20_000, True), (4, False)])
+def test_limits_of_messages(new_orlopd, grpcio, door, limit, works):
+    sizes = f"max_recv_message_size = {limit}\nmax_send_message_size = {limit}\n"
+    daemon = new_orlopd(config=f'[grpc]\ndoor = "{door}"\n{sizes}')
+    with connect(f"unix:{daemon.address}") as channel:
+        try:
+            channel.unary_unary(VERSION_PATH)(b"", timeout=60)
+            code = grpc.StatusCode.OK
+        except grpc.RpcError as error:
+            code = error.code()
+    assert code is (grpc.StatusCode.OK if works else grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+
 def test_an_unknown_door_is_refused(new_orlopd):
     with pytest.raises(Exception, match='door "revolving": must be one of lean, grpcio'):
         new_orlopd(config='[grpc]\ndoor = "revolving"\n')

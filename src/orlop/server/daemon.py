@@ -26,7 +26,7 @@ from orlop.core.kinds import GRPC, TASK_MONITOR, TRACING, TTRPC
 from orlop.core.plugin import Registration
 from orlop.linux.cgroup_warmth import Warmth
 from orlop.server import builtins, reload
-from orlop.server.config import DOORS, Config
+from orlop.server.config import DOORS, MESSAGE_LIMIT, Config
 from orlop.server.counting import Calls, counted
 from orlop.server.doors import sockets
 from orlop.server.doors.ttrpc import TtrpcDoor
@@ -163,8 +163,9 @@ class Daemon:
             self.services,
             uid=config.uid,
             gid=config.gid,
-            max_receive=config.max_recv_message_size,
-            max_send=config.max_send_message_size,
+            # Nothing, and less, is no limit of the user's in containerd either.
+            max_receive=config.max_recv_message_size if config.max_recv_message_size > 0 else MESSAGE_LIMIT,
+            max_send=config.max_send_message_size if config.max_send_message_size > 0 else MESSAGE_LIMIT,
         )
 
     async def serve(self, stop: asyncio.Event) -> None:
