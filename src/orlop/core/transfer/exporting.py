@@ -64,6 +64,8 @@ class _Plan:
         self._blobs: dict[str, int] = {}
         self._entries: list[Descriptor] = []
         self._docker: dict[str, dict[str, Any]] = {}
+        # What was found below a document: an index may name another a thousand times, and that one the next.
+        self._found: dict[tuple[str, str], Descriptor | None] = {}
 
     async def add(self, image: Named) -> None:
         target = image.target
@@ -88,6 +90,12 @@ class _Plan:
         """Plan all below a descriptor; returns the manifest that suits best, None if none does."""
         if depth > MAX_DEPTH:
             raise InvalidArgumentError(f"image {name}: indexes nested more than {MAX_DEPTH} deep")
+        key = (descriptor.digest, descriptor.media_type)
+        if key not in self._found:
+            self._found[key] = await self._look_below(name, descriptor, depth)
+        return self._found[key]
+
+    async def _look_below(self, name: str, descriptor: Descriptor, depth: int) -> Descriptor | None:
         if media_types.is_index(descriptor.media_type):
             blob = await self._document(descriptor)
             return await self._entries_of(name, decode_index(blob, what=descriptor.digest).manifests, depth)
@@ -107,8 +115,7 @@ class _Plan:
             best = best or found
         if self._options.all_platforms:
             for one in entries:
-                if one not in wanted:
-                    await self._collect(name, one, depth + 1)
+                await self._collect(name, one, depth + 1)
         return best
 
     async def _document(self, descriptor: Descriptor) -> bytes:

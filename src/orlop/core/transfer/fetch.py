@@ -29,7 +29,8 @@ from orlop.core.images.gc_labels import child_labels
 from orlop.core.images.handlers import select
 from orlop.core.remotes import Fetcher, ref_key
 from orlop.core.transfer import Content, Ingest
-from orlop.core.transfer.progress import Callback, Progress, Status
+from orlop.core.transfer.progress import Callback, Progress, Status, found_in
+from orlop.core.transfer.threads import aside
 from orlop.oci import media_types
 from orlop.oci.image import MAX_MANIFEST_SIZE, Descriptor, decode_index, decode_manifest
 
@@ -62,7 +63,8 @@ class Selection:
         if not self.manifest_limit:
             return list(children)
         best = select(children, self.matcher)
-        return [*best, *(one for one in children if one not in best)][: self.manifest_limit]
+        chosen = {one.digest for one in best}
+        return [*best, *(one for one in children if one.digest not in chosen)][: self.manifest_limit]
 
     def takes_layers(self, manifest: Descriptor) -> bool:
         """Whether a manifest's layers are wanted, which an index has as `manifest`."""
@@ -108,25 +110,30 @@ class Fetching:
         if descriptor.media_type == media_types.DOCKER_SCHEMA1_MANIFEST:
             raise InvalidArgumentError(f"fetch {descriptor.digest}: {descriptor.media_type} not supported")
         await self.bring(descriptor)
-        if media_types.is_index(descriptor.media_type):
-            blob = await self._content.read(descriptor.digest)
-            children = decode_index(blob, what=f"index {descriptor.digest}").manifests
-            wanted = self._selection.manifests(children)
-        elif media_types.is_manifest(descriptor.media_type):
-            self.manifests += 1
-            blob = await self._content.read(descriptor.digest)
-            manifest = decode_manifest(blob, what=f"manifest {descriptor.digest}")
-            children = (manifest.config, *manifest.layers)
-            wanted = list(children) if self._selection.takes_layers(descriptor) else [manifest.config]
-        else:
+        if not (media_types.is_index(descriptor.media_type) or media_types.is_manifest(descriptor.media_type)):
             return []
-        # All children, also those that are not fetched: whoever fetches them later finds them kept.
-        if labels := child_labels(children):
+        blob = await self._content.read(descriptor.digest)
+        wanted, labels = await aside(len(blob), self._look_into, descriptor, blob)
+        if labels:
             await self._content.label(descriptor.digest, labels)
         parent = ref_key(descriptor)
         for child in wanted:
-            self._parents[child.digest] = (*self._parents.get(child.digest, ()), parent)
+            found_in(self._parents, child.digest, parent)
         return wanted
+
+    def _look_into(self, descriptor: Descriptor, blob: bytes) -> tuple[list[Descriptor], dict[str, str]]:
+        """The children of a document that are wanted, and the labels that keep all of them.
+
+        Labels are for those too that are not fetched: whoever fetches them later finds them kept.
+        """
+        if media_types.is_index(descriptor.media_type):
+            children = decode_index(blob, what=f"index {descriptor.digest}").manifests
+            return self._selection.manifests(children), child_labels(children)
+        self.manifests += 1
+        manifest = decode_manifest(blob, what=f"manifest {descriptor.digest}")
+        children = (manifest.config, *manifest.layers)
+        wanted = children if self._selection.takes_layers(descriptor) else (manifest.config,)
+        return list(wanted), child_labels(children)
 
     async def bring(self, descriptor: Descriptor) -> None:
         """Have a descriptor's blob in the store; of several calls for one blob, one fetches it."""

@@ -79,7 +79,6 @@ async def keep(
     matcher: Matcher = ALL,
     *,
     key_of: Callable[[Descriptor], str | None] = label_of,
-    depth: int = 0,
 ) -> None:
     """Label what is below a descriptor, so that the collector keeps it; entries of other platforms may be missing.
 
@@ -89,13 +88,28 @@ async def keep(
     Raises:
         NotFoundError: a blob that is wanted is not in the archive.
     """
+    await _keep(content, descriptor, matcher, key_of, set(), 0)
+
+
+async def _keep(
+    content: Content,
+    descriptor: Descriptor,
+    matcher: Matcher,
+    key_of: Callable[[Descriptor], str | None],
+    seen: set[tuple[str, str]],
+    depth: int,
+) -> None:
     if depth > MAX_DEPTH:
         raise InvalidArgumentError(f"indexes of the archive are nested more than {MAX_DEPTH} deep")
+    # An index may name another a thousand times, and that one the next.
+    if (descriptor.digest, descriptor.media_type) in seen:
+        return
+    seen.add((descriptor.digest, descriptor.media_type))
     if media_types.is_index(descriptor.media_type):
         blob = await _wanted(content, descriptor, "index")
         children: Sequence[Descriptor] = decode_index(blob, what=f"index {descriptor.digest}").manifests
         for child in select(children, None if matcher.match_all else matcher):
-            await keep(content, child, matcher, key_of=key_of, depth=depth + 1)
+            await _keep(content, child, matcher, key_of, seen, depth + 1)
     elif media_types.is_manifest(descriptor.media_type):
         blob = await _wanted(content, descriptor, "manifest")
         manifest = decode_manifest(blob, what=f"manifest {descriptor.digest}")

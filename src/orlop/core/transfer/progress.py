@@ -44,7 +44,17 @@ class Progress:
     descriptor: "Descriptor | None" = None
 
 
+MOST_PARENTS: Final = 64
+"""Of what a thing was found in; a layer may be in each of very many manifests."""
+
 Callback = Callable[[Progress], None]
+
+
+def found_in(parents: dict[str, tuple[str, ...]], child: str, parent: str) -> None:
+    """Note what a thing was found in, each once."""
+    known = parents.get(child, ())
+    if parent not in known and len(known) < MOST_PARENTS:
+        parents[child] = (*known, parent)
 
 
 def ignore(_progress: Progress) -> None:

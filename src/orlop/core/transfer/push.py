@@ -15,7 +15,7 @@ from orlop.core.images.handlers import MAX_DEPTH, select
 from orlop.core.remotes import Pusher, PushStatus, ref_key
 from orlop.core.transfer import Content
 from orlop.core.transfer.groups import first_error
-from orlop.core.transfer.progress import Callback, Progress, Status
+from orlop.core.transfer.progress import Callback, Progress, Status, found_in
 from orlop.oci import media_types
 from orlop.oci.image import Descriptor, decode_index, decode_manifest
 
@@ -139,7 +139,7 @@ class Pushing:
 
     def _found(self, parent: Descriptor, children: Sequence[Descriptor]) -> None:
         for child in children:
-            self._parents[child.digest] = (*self._parents.get(child.digest, ()), ref_key(parent))
+            found_in(self._parents, child.digest, ref_key(parent))
 
     def _tell(self, descriptor: Descriptor, status: Status, offset: int = 0) -> None:
         self._progress(

@@ -5,10 +5,21 @@ import concurrent.futures
 import io
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+SMALL: Final = 64 << 10
+"""Bytes of a document that is read on the event loop: a few milliseconds at most."""
+
+
+async def aside(size: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Work on a document of `size` bytes: in place, or in a thread where it would hold up the event loop."""
+    if size <= SMALL:
+        return function(*args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)
 
 
 class Thread:

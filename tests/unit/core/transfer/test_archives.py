@@ -209,3 +209,14 @@ def test_indexes_that_never_end_are_refused():
         asyncio.run(keep(stores.content, inner, ALL))
     with pytest.raises(InvalidArgumentError, match="deep"):
         exported(stores, inner)
+
+
+def test_indexes_that_name_each_other_many_times_are_read_once():
+    remote = Remote()
+    inner = remote.image(LAYER)
+    for _ in range(6):
+        inner = remote.index(*[inner] * 100)
+    stores, _ = stored(inner, remote=remote)
+    asyncio.run(keep(stores.content, inner, ALL))
+    _, files = exported(stores, inner)
+    assert len([name for name in files if name.startswith("blobs/")]) == 9
