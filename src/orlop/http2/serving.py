@@ -4,12 +4,11 @@ import asyncio
 import logging
 import socket
 import struct
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from orlop.http2 import frames, rpc
+from orlop.http2 import eager, frames, rpc
 from orlop.http2.connection import Connection, Stream
 from orlop.http2.inbound import Inbound
 from orlop.http2.rpc import PREFIX, PREFIX_SIZE, Refusal, Request, RpcError, Status
@@ -34,15 +33,6 @@ _TWO_MESSAGES: Final = Status(rpc.INTERNAL, "the request has more than one messa
 _CUT_SHORT: Final = Status(rpc.UNKNOWN, "unexpected EOF")
 _COMPRESSED: Final = Status(rpc.INTERNAL, "grpc: compressed flag set with identity or empty encoding")
 _CANCELLED: Final = Status(rpc.CANCELLED, "context canceled")
-
-if sys.version_info >= (3, 12):
-    # The first step runs at once: what need not wait is answered together with the frames that are being read.
-    def _start_task(run: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
-        return asyncio.Task(run, loop=loop, eager_start=True)
-else:
-
-    def _start_task(run: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> "asyncio.Task[None]":
-        return loop.create_task(run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,8 +297,8 @@ class GrpcConnection(Connection):
 
     def _start(self, call: Call, run: Coroutine[Any, Any, None]) -> None:
         self.running += 1
-        task = _start_task(run, self.loop)
-        if task.done():
+        task = eager.start(run, self.loop)
+        if task is None:
             self.running -= 1
             return
         call.task = task

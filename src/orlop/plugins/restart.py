@@ -39,6 +39,7 @@ from orlop.core.runtime import restart
 log: Final = logging.getLogger(__name__)
 
 PEER: Final = Peer(door="restart monitor")
+EXIT: Final = "/tasks/exit"
 KILL_TIMEOUT_S: Final = 30.0
 # A client that waits for the exit reads it and deletes the task by itself; it is given this long.
 GRACE_S: Final = 1.0
@@ -70,7 +71,7 @@ class Monitor:
 
     async def run(self) -> None:
         """Look at all containers at once and then every interval; at exits look at the one that has ended."""
-        with self._events.subscribe(['topic=="/tasks/exit"']) as exits:
+        with Subscription(self._events, lambda envelope: envelope.topic == EXIT) as exits:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(exits, group), name="restart-exits")
                 while True:

@@ -7,6 +7,7 @@ when nothing happens, nothing wakes up.
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Scheduler:
         self._earliest = 0.0
         self._expiry: int | None = None
         self._closed = False
+        self._counting = threading.Lock()  # the writer's thread counts up, the event loop begins anew
         self.collections = 0
         self.last: Stats | None = None
         self.after: list[Callable[[], Awaitable[None]]] = []
@@ -94,9 +96,15 @@ class Scheduler:
 
     def mutated(self, mutations: int, deletions: int) -> None:
         """`Database.on_mutation`: called on the writer's thread after each commit that changed something."""
+        with self._counting:
+            asked = self._urgency()
+            self._mutations += mutations
+            self._deletions += deletions
+            if self._urgency() == asked:
+                return  # what is due is due already; the event loop need not hear of every commit
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._note, mutations, deletions)
+            loop.call_soon_threadsafe(self._wake.set)
 
     async def run(self) -> None:
         """Collect when it is time, until cancelled."""
@@ -113,11 +121,11 @@ class Scheduler:
             self._loop = None
             self._answer(error=UnavailableError("garbage collection: stopped"))
 
-    def _note(self, mutations: int, deletions: int) -> None:
-        self._mutations += mutations
-        self._deletions += deletions
-        if self._delay() is not None:
-            self._wake.set()
+    def _urgency(self) -> int:
+        """What the counts ask for: nothing, a collection in its turn, or one that does not wait for it."""
+        if 0 < self._policy.deletion_threshold <= self._deletions:
+            return 2
+        return 1 if self._deletions or 0 < self._policy.mutation_threshold <= self._mutations else 0
 
     def _delay(self) -> float | None:
         """Seconds until a collection is due, or None if nothing asks for one."""
@@ -161,14 +169,16 @@ class Scheduler:
             log.exception("sweep after start failed")
 
     async def _once(self) -> None:
-        self._mutations = self._deletions = 0
+        with self._counting:
+            self._mutations = self._deletions = 0
         waiters, self._waiters = self._waiters, []
         try:
             stats = await self._db.write(self._collector.collect)
         except Exception as error:
             log.exception("garbage collection failed")
             self._earliest = time.monotonic() + RETRY_S
-            self._deletions += 1
+            with self._counting:
+                self._deletions += 1
             self._answer(waiters, error=error)
             return
         except BaseException:

@@ -86,6 +86,7 @@ class LocalStore:
 
     def __init__(self, root: Path, db: Database, trash: Trash, *, policy: SharingPolicy = SharingPolicy.SHARED) -> None:
         self.root = root
+        self._blobs = f"{root}/blobs/"
         self.db = db
         self.policy = policy
         self.trash = trash
@@ -122,7 +123,7 @@ class LocalStore:
 
     def _try_open(self, namespace: str, digest: str) -> LocalReader | None:
         """Open a blob; None if there is a record and no file, which a deletion that is not durable yet looks like."""
-        path = self.blob_path(digest)
+        path = f"{self._blobs}{Digest.parse(digest).replace(':', '/')}"  # blob_path, without the price of pathlib
         info = rows.get(self.db, namespace, digest)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
