@@ -66,20 +66,20 @@ class Output:
             self._pass_on()
 
     def finish(self) -> str:
-        """Write all that is left and return the digest of the archive, uncompressed. Raises as `write`."""
-        if self._pending:
-            self._pass_on()
-        self._end()
+        """Write all that is left, end the threads, and return the digest of the archive, uncompressed.
+
+        Raises as `write`; the threads have ended then too.
+        """
+        try:
+            if self._pending:
+                self._pass_on()
+        finally:
+            self._end()
         if self._error is None and self._compressor is not None:
             self._send(self._compressor.flush())
         if self._error is not None:
             raise self._error
         return f"sha256:{self._hash.hexdigest()}"
-
-    def stop(self) -> None:
-        """Give up: end the threads."""
-        self._error = self._error or InterruptedError("given up")
-        self._end()
 
     def _end(self) -> None:
         for waiting in self._queues:
