@@ -9,6 +9,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from orlop.base.errdefs import (
     UnimplementedError,
 )
 from orlop.client import tasks
-from orlop.client.snapshots import to_mounts
+from orlop.client.snapshots import Snapshots, to_mounts
 from orlop.core.mount import Mount
 from orlop.core.mount.perform import mounts_below, temp_mount
 from orlop.oci import media_types
@@ -32,6 +33,7 @@ from orlop.oci.image import Descriptor
 from tests.root.shims import make_rootfs, spec, until
 from tools import daemons, host
 from tools.daemons import Orlopd
+from tools.images import Image
 
 pytestmark = pytest.mark.root
 
@@ -205,6 +207,42 @@ def test_a_layer_is_unpacked_onto_mounts_that_need_it(
     with pytest.raises(InvalidArgumentError):
         held.diff.apply(broken, mounts)
     until(lambda: left(daemon) == NOTHING, "the mounts are left")
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_on_mounts_that_need_it(
+    daemon: Orlopd, client: orlop.Client, busybox_image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a snapshotter whose views are such: a directory over the real one, by a template."""
+    with open(busybox_image.archive, "rb") as archive:
+        [image] = client.import_(archive)
+
+    async def view(self: Snapshots, key: str, parent: str = "", **more: Any) -> list[Mount]:
+        [mount] = await real(self, key, parent, **more)
+        last = Mount(type="format/ext4", source="{{ mount 1 }}", options=("ro",))
+        return [mount, disk(daemon), last]
+
+    real = Snapshots.view
+    monkeypatch.setattr(Snapshots, "view", view)
+    target = tmp_path / "target"
+    target.mkdir()
+    image.mount(str(target))
+    assert target.is_mount()
+    # The snapshot keeps it through a collection.
+    client.leases.create("other")
+    client.leases.delete("other", synchronous=True)
+    assert [one.name for one in client.mounts.list()] == [str(target)]
+    client.images.unmount(str(target), remove=True)
+    assert client.mounts.list() == []
+    assert left(daemon) == NOTHING
+    monkeypatch.setattr("orlop.core.mount.perform.mount_all", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        image.mount(str(target))
+    assert client.mounts.list() == []
+    assert left(daemon) == NOTHING
+    assert not client.snapshots().list([f'name=="{target}"'])
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from orlop.base.errdefs import AlreadyExistsError, NotFoundError
-from orlop.base.labels import GC_ROOT
+from orlop.base.errdefs import AlreadyExistsError, NotFoundError, UnimplementedError
+from orlop.base.labels import GC_BREF_SNAPSHOT, GC_ROOT
 from orlop.client.leases import Held
+from orlop.client.mounts import Mounts
 from orlop.client.session import Session
 from orlop.client.snapshots import Snapshots
+from orlop.core.mount import Mount
 
 if TYPE_CHECKING:
     from orlop.client.images import Image
@@ -42,9 +44,11 @@ async def mount(
             mounts = await snapshots.mounts(target)
             ours = False
         try:
-            await session.blocking(mount_all, mounts, target)
+            left = await _activated(held, target, mounts, snapshotter)
+            await session.blocking(mount_all, left, target)
         except BaseException:
             if ours:
+                await _deactivate(session, target)
                 with contextlib.suppress(NotFoundError):
                     await snapshots.remove(target)
             raise
@@ -56,6 +60,24 @@ async def unmount(session: Session, target: str, *, snapshotter: str, remove: bo
     from orlop.core.mount.perform import unmount_all
 
     await session.blocking(unmount_all, target)
+    await _deactivate(session, target)
     if remove:
         with contextlib.suppress(NotFoundError):
             await Snapshots(session, snapshotter).remove(target)
+
+
+async def _activated(session: Session, target: str, mounts: Sequence[Mount], snapshotter: str) -> Sequence[Mount]:
+    """What is left to mount when the daemon has done what of these mounts needs it. The snapshot keeps that."""
+    manager = Mounts(session)
+    try:
+        labels = {f"{GC_BREF_SNAPSHOT}.{snapshotter}": target}
+        return (await manager.activate(target, mounts, labels=labels)).system
+    except UnimplementedError:  # nothing needs it, or this daemon cannot
+        return mounts
+    except AlreadyExistsError:
+        return (await manager.get(target)).system
+
+
+async def _deactivate(session: Session, target: str) -> None:
+    with contextlib.suppress(NotFoundError, UnimplementedError):
+        await Mounts(session).deactivate(target)
