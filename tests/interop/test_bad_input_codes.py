@@ -20,7 +20,7 @@ from orlop.api.services.snapshots.v1 import snapshots_pb2 as snapshots
 from orlop.api.services.tasks.v1 import tasks_pb2 as tasks
 from orlop.base.errdefs import OrlopError
 from orlop.client.channel import Rpc
-from tools.daemons import Containerd, Engine, Orlopd
+from tools.daemons import Containerd, Engine, Orlopd, containerd_version
 
 pytestmark = [pytest.mark.root, pytest.mark.interop]
 
@@ -159,6 +159,12 @@ CASES: dict[str, Case] = {
 CODES = {
     "prepare without key": "containerd tells what its database says (UNKNOWN, bucket name required)",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _old_enough() -> None:
+    if containerd_version() > (1, 6):
+        pytest.skip("later releases end at requests without a message; the programs in api/ compare us with those")
 
 
 def answer(client: orlop.Client, case: Case) -> tuple[int, str] | None:
