@@ -31,10 +31,11 @@ from orlop.client.content import Content
 from orlop.client.descriptors import from_pb
 from orlop.client.diff import Diff
 from orlop.client.images import Image, Images
-from orlop.client.leases import Held, unique_id
+from orlop.client.leases import Held
 from orlop.client.session import Session
 from orlop.client.snapshots import Snapshots
 from orlop.client.tasks import TaskStatus
+from orlop.core.leases import unique_id
 from orlop.oci import media_types
 from orlop.oci.digest import Digest
 from orlop.oci.image import Descriptor, Index, decode_index, encode

@@ -20,11 +20,12 @@ from orlop.base.errdefs import AlreadyExistsError, InvalidArgumentError, NotFoun
 from orlop.base.platforms import Matcher
 from orlop.client.content import Content, Writer
 from orlop.client.images import Images
-from orlop.client.leases import Held, unique_id
+from orlop.client.leases import Held
 from orlop.client.session import Session
 from orlop.core.diff.stream import Compression
 from orlop.core.images import conversion
 from orlop.core.images.handlers import MAX_DEPTH
+from orlop.core.leases import unique_id
 from orlop.core.transfer.groups import first_error
 from orlop.oci import media_types as types
 from orlop.oci.digest import Digest

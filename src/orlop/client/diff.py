@@ -11,9 +11,10 @@ from orlop.api.services.diff.v1 import diff_pb2 as pb
 from orlop.base.errdefs import NotFoundError
 from orlop.client.channel import Rpc
 from orlop.client.descriptors import from_pb, to_pb
-from orlop.client.leases import Held, unique_id
+from orlop.client.leases import Held
 from orlop.client.session import Session
 from orlop.client.snapshots import DEFAULT_SNAPSHOTTER, Kind, Snapshots, to_mounts
+from orlop.core.leases import unique_id
 from orlop.core.mount import Mount
 from orlop.oci.image import Descriptor
 from orlop.oci.media_types import OCI_LAYER_GZIP

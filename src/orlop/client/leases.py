@@ -10,6 +10,7 @@ from orlop.api.services.leases.v1 import leases_pb2 as pb
 from orlop.client.channel import Rpc
 from orlop.client.session import Session
 from orlop.client.stamps import rfc3339, to_datetime
+from orlop.core.leases import unique_id
 
 _SERVICE = "containerd.services.leases.v1.Leases"
 CREATE = Rpc(_SERVICE, "Create", pb.CreateRequest, pb.CreateResponse)
@@ -112,15 +113,6 @@ class Held:
 
         # A cancelled pull must not leave its lease behind for a day.
         await asyncio.shield(Leases(self._session).delete(self._id))
-
-
-def unique_id() -> str:
-    """An id that no one else has: nanoseconds and random digits, as containerd's own clients make them."""
-    import base64
-    import os
-    import time
-
-    return f"{time.time_ns() % 10**9}-{base64.urlsafe_b64encode(os.urandom(3)).decode('ascii')}"
 
 
 def _info(lease: pb.Lease) -> LeaseInfo:

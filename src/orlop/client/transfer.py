@@ -5,10 +5,7 @@ Source: containerd's client/transfer.go and core/transfer/proxy.
 """
 
 import asyncio
-import base64
 import contextlib
-import os
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import IO, Any, Final
 
@@ -22,6 +19,7 @@ from orlop.api.types.transfer import progress_pb2, registry_pb2
 from orlop.base.errdefs import InternalError, InvalidArgumentError, OrlopError, UnavailableError, UnimplementedError
 from orlop.client.channel import Rpc
 from orlop.client.session import Duplex, Session
+from orlop.core.leases import unique_id
 from orlop.core.streaming.proxy import WIDEST, Sender, is_a, pack, received
 from orlop.core.transfer.ends import (
     CredentialHelper,
@@ -177,8 +175,7 @@ class _Serving:
         return registry_message(end, auth_stream=auth, logs_stream=logs)
 
     async def _open(self, kind: str) -> tuple[_ClientStream, str]:
-        suffix = base64.urlsafe_b64encode(os.urandom(3)).decode()
-        name = f"{kind}-{time.time_ns() % 10**9}-{suffix}"
+        name = f"{kind}-{unique_id()}"
         duplex = await self._session.duplex(STREAM)
         self._stack.push_async_callback(duplex.close)
         try:

@@ -19,7 +19,7 @@ def apply(app: App, directory: str) -> None:
     import os
 
     from orlop.base.errdefs import NotFoundError
-    from orlop.client.leases import unique_id
+    from orlop.core.leases import unique_id
     from orlop.core.mount import Mount
     from orlop.core.transfer import CHUNK_BYTES
     from orlop.oci.digest import Digest, new_hash

@@ -1,8 +1,5 @@
 """The Leases service. Source: containerd's plugins/services/leases/service.go and plugins/leases/local.go."""
 
-import base64
-import secrets
-import time
 from typing import Final
 
 from google.protobuf.empty_pb2 import Empty
@@ -12,7 +9,7 @@ from orlop.base import namespaces
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.gc import Scheduler
 from orlop.core.kinds import GC, GRPC, METADATA
-from orlop.core.leases import Lease, Resource
+from orlop.core.leases import Lease, Resource, unique_id
 from orlop.core.metadata import Database
 from orlop.core.metadata.leases import LeaseStore
 from orlop.core.plugin import Context, Registration
@@ -29,7 +26,7 @@ class Leases:
 
     async def create(self, call: Call, request: api.CreateRequest) -> api.CreateResponse:
         namespace = namespaces.validate(call.namespace)
-        lease_id = request.id or random_id()
+        lease_id = request.id or unique_id()
         labels = dict(request.labels)
         lease = await self._db.write(
             lambda tx: self._store.create(tx, namespace, lease_id, labels, owner_uid=call.peer.uid)
@@ -67,12 +64,6 @@ class Leases:
                 for resource in self._store.list_resources(namespace, request.id)
             ]
         )
-
-
-def random_id() -> str:
-    """An id of the shape that containerd's WithRandomID makes: the clock's nanoseconds and four random characters."""
-    suffix = base64.urlsafe_b64encode(secrets.token_bytes(3)).decode().replace("_", "-")
-    return f"{time.time_ns() % 1_000_000_000}-{suffix}"
 
 
 def _encode(lease: Lease) -> api.Lease:

@@ -4,11 +4,8 @@ Source: containerd's core/transfer/local and plugins/transfer/plugin.go.
 """
 
 import asyncio
-import base64
 import contextlib
 import logging
-import secrets
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,6 +17,7 @@ from orlop.base.labels import GC_EXPIRE
 from orlop.base.platforms import ALL, Matcher, Platform
 from orlop.core.images.verifier import ImageVerifier
 from orlop.core.kinds import CONTENT, DIFFER, IMAGE_VERIFIER, METADATA, SNAPSHOTS, TRANSFER
+from orlop.core.leases import unique_id
 from orlop.core.metadata.leases import LeaseStore
 from orlop.core.plugin import Context, Registration
 from orlop.core.remotes.parts import Parts
@@ -244,8 +242,7 @@ class Local:
         if lease:
             yield LocalStores(self._backing, namespace, lease)
             return
-        suffix = base64.urlsafe_b64encode(secrets.token_bytes(3)).decode()
-        own = f"{time.time_ns() % 10**9}-{suffix}"
+        own = unique_id()
         expires = (datetime.now(UTC) + LEASE_LIFETIME).strftime("%Y-%m-%dT%H:%M:%SZ")
         db = self._backing.db
         creating = asyncio.ensure_future(
