@@ -41,6 +41,10 @@ class Warmth:
             self._thread.start()
         self._wake.set()
 
+    def cool(self) -> None:
+        """Nothing is about to start any more."""
+        self._until = 0.0
+
     def close(self) -> None:
         """End the thread."""
         self._closed = True

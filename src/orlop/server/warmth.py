@@ -1,7 +1,7 @@
 """Which calls say that a container is about to start; see `orlop.linux.cgroup_warmth` for why that matters."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from typing import Any, Final
 
 from orlop.base.rpc import Call, Method, Service
@@ -15,29 +15,55 @@ HERALDS: Final = frozenset(
         "/containerd.services.images.v1.Images/Get",
         "/containerd.services.snapshots.v1.Snapshots/Prepare",
         "/containerd.services.containers.v1.Containers/Create",
-        "/containerd.services.tasks.v1.Tasks/Create",
         "/containerd.services.tasks.v1.Tasks/Exec",
     }
 )
+CREATE: Final = "/containerd.services.tasks.v1.Tasks/Create"
 
 
 def heralded(services: Iterable[Service], warmth: Warmth) -> list[Service]:
-    """The same services, with `warmth.touch()` before each handler of a call in `HERALDS`."""
-    return [_wrapped(service, warmth.touch) for service in services]
+    """The same services, which keep the lock warm from a call in `HERALDS` until a task has been created.
+
+    While several tasks are created at once their own moves keep it warm, and more would only cost.
+    """
+    creations = _Creations(warmth)
+    return [
+        dataclasses.replace(
+            service, methods={name: _wrapped(method, warmth, creations) for name, method in service.methods.items()}
+        )
+        for service in services
+    ]
 
 
-def _wrapped(service: Service, touch: Callable[[], None]) -> Service:
-    methods = {name: _heralding(method, touch) for name, method in service.methods.items()}
-    return dataclasses.replace(service, methods=methods)
+class _Creations:
+    """The tasks that are being created now."""
+
+    def __init__(self, warmth: Warmth) -> None:
+        self._warmth = warmth
+        self._count = 0
+
+    async def watch(self, answer: Awaitable[Any]) -> Any:
+        self._count += 1
+        if self._count == 1:
+            self._warmth.touch()
+        else:
+            self._warmth.cool()
+        try:
+            return await answer
+        finally:
+            self._count -= 1
+            self._warmth.cool()
 
 
-def _heralding(method: Method, touch: Callable[[], None]) -> Method:
+def _wrapped(method: Method, warmth: Warmth, creations: _Creations) -> Method:
+    handler = method.handler
+    if method.name == CREATE:
+        return dataclasses.replace(method, handler=lambda call, request: creations.watch(handler(call, request)))
     if method.name not in HERALDS:
         return method
-    handler = method.handler
 
     def handle(call: Call, request: Any) -> Any:
-        touch()
+        warmth.touch()
         return handler(call, request)
 
     return dataclasses.replace(method, handler=handle)
