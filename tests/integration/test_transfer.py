@@ -237,6 +237,20 @@ def test_traffic_is_told_without_secrets(client, secure_registry, busybox_image)
     assert "Basic " not in logs.data.decode().replace("Basic realm", "")
 
 
+def test_labels_say_how_long_an_image_stays(client, busybox_image):
+    prefix = (ImageReference(name="x", is_prefix=True, allow_overwrite=True),)
+
+    def imported(labels):
+        archive = io.BytesIO(busybox_image.archive.read_bytes())
+        client.transfer(ImageImportStream(source=archive), ImageStore(labels=labels, extra_references=prefix))
+        client.leases.delete(client.leases.create("sweep").id, synchronous=True)
+        return [(image.name, image.labels) for image in client.images.list()]
+
+    pinned = {"io.cri-containerd.pinned": "pinned"}
+    assert imported(pinned) == [(busybox_image.reference, pinned)]
+    assert imported({"containerd.io/gc.expire": "2020-01-01T00:00:00Z"}) == []
+
+
 def test_what_cannot_be_moved(client):
     with pytest.raises(NotFoundError, match='image "none"'):
         client.transfer(ImageStore(name="none"), ImageStore(name="other"))

@@ -13,7 +13,7 @@ from orlop.core.transfer.pull import Unpack, pull
 from orlop.oci import media_types
 from orlop.oci.chain import chain_ids
 from orlop.oci.digest import Digest
-from orlop.oci.image import Descriptor
+from orlop.oci.image import Descriptor, Platform
 from tests.unit.core.transfer.memory import AMD64, ARM64, MemoryStores, Remote
 
 NAME = "registry.test/team/app:1"
@@ -134,6 +134,24 @@ def test_what_is_selected(selection, manifests, layers):
         assert {one for one in (b"amd", b"arm") if Digest.of(one) in stores.content.blobs} == layers
         # As in containerd all children are labelled, also those that were not wanted.
         assert len([key for key in stores.content.labels[target.digest] if "gc.ref.content.m." in key]) == 2
+
+    run(scenario)
+
+
+def test_attestations_are_kept_with_all_metadata_and_never_unpacked():
+    async def scenario():
+        stores, remote = MemoryStores(), Remote()
+        unknown = Platform(os="unknown", architecture="unknown")
+        image, attestation = remote.image(b"amd"), remote.image(b"{}", platform=unknown, layer_type=media_types.IN_TOTO)
+        target = remote.index(image, attestation)
+        selection = Selection(matcher=only(AMD64), all_metadata=True)
+        await pulled(stores, remote, target, selection=selection, unpacks=UNPACK)
+        assert attestation.digest in stores.content.blobs
+        assert Digest.of(b"{}") not in stores.content.blobs
+        await pulled(stores, remote, target, unpacks=UNPACK)
+        assert Digest.of(b"{}") in stores.content.blobs
+        assert list(stores.snapshots("memory").committed) == [Digest.of(b"amd")]
+        assert attestation.digest in stores.content.labels[target.digest].values()
 
     run(scenario)
 
