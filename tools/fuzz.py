@@ -153,8 +153,11 @@ def coverage(seconds: float) -> dict[str, int]:
     FINDINGS.mkdir(exist_ok=True)
     for kind in TARGETS:
         share = max(seconds / len(TARGETS), 1)
-        command = [sys.executable, "-m", "tools.fuzz_guided", kind, f"{share:.0f}", str(FINDINGS)]
-        done = subprocess.run(command, cwd=peers.ROOT, capture_output=True, text=True, errors="replace", check=False)
+        with tempfile.TemporaryDirectory(prefix="fuzz.") as corpus:
+            command = [sys.executable, "-m", "tools.fuzz_guided", kind, f"{share:.0f}", str(FINDINGS), corpus]
+            done = subprocess.run(
+                command, cwd=peers.ROOT, capture_output=True, text=True, errors="replace", check=False
+            )
         if done.returncode != 0:
             raise Finding(f"atheris, {kind}:\n{(done.stdout + done.stderr)[-5000:]}")
         runs = [line for line in done.stderr.splitlines() if line.startswith("Done ")]

@@ -7,13 +7,13 @@ error: that is a finding.
 import contextlib
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orlop.base import filters, identifiers, labels, references
 from orlop.base.errdefs import InvalidArgumentError
+from orlop.core import trees
 from orlop.core.diff.errors import ArchiveError
 from orlop.core.diff.extract import Extractor, Limits
 from orlop.core.diff.stream import uncompressed
@@ -114,7 +114,7 @@ def _place() -> Iterator[tuple[Path, Path]]:
         (outside / "secret").write_text("secret")
         yield root, outside
     finally:
-        shutil.rmtree(base)
+        trees.remove(base)  # shutil.rmtree would recurse into as deep a tree as was asked for
 
 
 def _stock(directory: Path) -> list[tuple[object, ...]]:

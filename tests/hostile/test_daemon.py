@@ -2,6 +2,8 @@
 
 What must hold after every test here stands in `daemon`'s fixture: the process is the same, no handler failed by
 something that nobody meant, its memory has never been above 300 MB, and no file is where none belongs.
+
+Not bounded is what whole messages of 16 MB take while many are sent at once over grpcio's door: it offers no limit.
 """
 
 import contextlib
