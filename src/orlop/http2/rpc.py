@@ -8,6 +8,7 @@ import base64
 import json
 import re
 import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,6 +28,9 @@ UNAVAILABLE: Final = 14
 # Before each message: whether it is compressed, and its length.
 PREFIX: Final = struct.Struct(">BI")
 PREFIX_SIZE: Final = 5
+
+# What clients may compress their messages with. Ours are not: the socket is on this machine.
+ENCODINGS: Final = ("identity", "gzip")
 
 # The head of every answer that is no refusal, and the trailers of every success, ready to be written after a stream's
 # number.
@@ -86,6 +90,7 @@ class Request:
         metadata: by name; of several values the first. Values are UTF-8.
         binary: the same for names that end in `-bin`, decoded.
         timeout_s: how long the caller waits, or None.
+        compressed: its messages may be, with gzip.
         malformed: why the stream must be reset, else empty: RFC 9113, section 8.1.1.
     """
 
@@ -93,6 +98,7 @@ class Request:
     metadata: Mapping[str, str] = field(default_factory=dict)
     binary: Mapping[str, bytes] = field(default_factory=dict)
     timeout_s: float | None = None
+    compressed: bool = False
     refusal: Refusal | None = None
     malformed: str = ""
 
@@ -127,7 +133,7 @@ def _read(pseudo: Mapping[str, str], plain: dict[str, str]) -> Request:
     method, path = pseudo[":method"], pseudo[":path"]
     content_type = plain.pop("content-type", "")
     if method != "POST":
-        text = f"http2Server.operateHeaders parsed a :method field: {method} which should be POST"
+        text = f"Received a HEADERS frame with :method {json.dumps(method)} which should be POST"
         return _refused(INTERNAL, text, http=405)
     if not _is_grpc(content_type):
         return _refused(INVALID_ARGUMENT, f"invalid gRPC request content-type {json.dumps(content_type)}", http=415)
@@ -136,10 +142,12 @@ def _read(pseudo: Mapping[str, str], plain: dict[str, str]) -> Request:
     if timeout is not None:
         match = _TIMEOUT.fullmatch(timeout)
         if match is None:
-            return _refused(INTERNAL, f"malformed grpc-timeout: {json.dumps(timeout)}", http=400)
+            what = "timeout string is too long" if len(timeout) > 9 else "timeout unit is not recognized"
+            text = f"malformed grpc-timeout: transport: {what}: {json.dumps(timeout)}"
+            return _refused(INTERNAL, text, http=400)
         timeout_s = int(match[1]) * _TIMEOUT_UNITS[match[2]]
     encoding = plain.pop("grpc-encoding", "identity")
-    if encoding != "identity":
+    if encoding not in ENCODINGS:
         text = f"grpc: Decompressor is not installed for grpc-encoding {json.dumps(encoding)}"
         return Request(path=path, refusal=Refusal(Status(UNIMPLEMENTED, text), accept_encoding=True))
     metadata: dict[str, str] = {}
@@ -153,7 +161,9 @@ def _read(pseudo: Mapping[str, str], plain: dict[str, str]) -> Request:
                 return _refused(INTERNAL, text, http=400)
         elif name not in _HANDLED:
             metadata[name] = value if value.isascii() else value.encode("latin-1").decode(errors="replace")
-    return Request(path=path, metadata=metadata, binary=binary, timeout_s=timeout_s)
+    return Request(
+        path=path, metadata=metadata, binary=binary, timeout_s=timeout_s, compressed=encoding != ENCODINGS[0]
+    )
 
 
 def _refused(code: int, text: str, *, http: int) -> Request:
@@ -201,7 +211,7 @@ def refusal_frames(stream: int, refusal: Refusal, *, frame_size: int, list_limit
     """An answer that is headers only; ends the stream."""
     fields = [(":status", str(refusal.http)), ("content-type", "application/grpc")]
     if refusal.accept_encoding:
-        fields.append(("grpc-accept-encoding", "identity"))
+        fields.append(("grpc-accept-encoding", ",".join(ENCODINGS)))
     fields += _trailers(refusal.status, list_limit)
     return header_frames(END_STREAM, stream, hpack.encode(fields), frame_size)
 
@@ -232,6 +242,21 @@ def percent_encoded(message: str) -> str:
 def too_large(length: int, limit: int) -> Status:
     """A received message beyond the limit, as grpc-go words it."""
     return Status(RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({length} vs. {limit})")
+
+
+def inflated(message: bytes, limit: int) -> bytes | Status:
+    """A message that came compressed, or why it is none; no more than `limit` bytes are ever made of it."""
+    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        data = inflater.decompress(message, limit + 1)
+    except zlib.error as error:
+        return Status(INTERNAL, f"grpc: failed to decompress the received message: {error}")
+    if len(data) > limit:
+        text = f"grpc: message after decompression larger than max ({len(data)} vs. {limit})"
+        return Status(RESOURCE_EXHAUSTED, text)
+    if not inflater.eof:
+        return Status(INTERNAL, "grpc: failed to decompress the received message: unexpected EOF")
+    return data
 
 
 def too_large_to_send(length: int, limit: int) -> Status:

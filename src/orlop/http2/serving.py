@@ -72,9 +72,11 @@ class Call(Stream):
         inbound: what the client streams, for its handler; None where it sends one message.
         message: that one message, once it is whole.
         partial: bytes of a message that is not whole.
+        compressed: messages may be.
     """
 
     __slots__ = (
+        "compressed",
         "connection",
         "context",
         "ended",
@@ -88,12 +90,15 @@ class Call(Stream):
         "timer",
     )
 
-    def __init__(self, connection: "GrpcConnection", stream: int, method: Method, context: Any) -> None:
+    def __init__(
+        self, connection: "GrpcConnection", stream: int, method: Method, context: Any, *, compressed: bool
+    ) -> None:
         super().__init__(stream, connection.sender.stream_window, connection.limits.stream_window)
         self.connection = connection
         self.number = stream.to_bytes(4, "big")
         self.method = method
         self.context = context
+        self.compressed = compressed
         self.inbound: Inbound | None = None
         self.message: bytes | None = None
         self.partial: bytearray | None = None
@@ -166,7 +171,8 @@ class GrpcConnection(Connection):
             self._refuse(stream, Refusal(_DEADLINE), end)
             return
         deadline = None if request.timeout_s is None else self.loop.time() + request.timeout_s
-        call = Call(self, stream, method, self._server.make_context(request, self.peer, deadline))
+        context = self._server.make_context(request, self.peer, deadline)
+        call = Call(self, stream, method, context, compressed=request.compressed)
         self.streams[stream] = call
         self.control.give(_CONTROL_PER_CALL)
         call.received_end = end
@@ -230,7 +236,7 @@ class GrpcConnection(Connection):
         position, size = 0, len(data)
         while size - position >= PREFIX_SIZE:
             compressed, length = PREFIX.unpack_from(data, position)
-            if compressed:
+            if compressed and (compressed > 1 or not call.compressed):
                 self._fail(call, _COMPRESSED if compressed == 1 else rpc.unexpected_format(compressed))
                 return
             if length > self.limits.max_receive:
@@ -245,12 +251,18 @@ class GrpcConnection(Connection):
             # Through a view: a slice of a bytearray would be a second copy.
             with memoryview(data) as view:
                 message = bytes(view[position + PREFIX_SIZE : stop])
+            position = stop
+            if compressed:
+                data_or_failure = rpc.inflated(message, self.limits.max_receive)
+                if isinstance(data_or_failure, Status):
+                    self._fail(call, data_or_failure)
+                    return
+                message = data_or_failure
             if call.inbound is not None:
                 call.inbound.feed(message)
             else:
                 call.message = message
-            self.held += stop - position
-            position = stop
+            self.held += len(message) + PREFIX_SIZE
         if position < size:
             if isinstance(data, bytearray):
                 del data[:position]

@@ -1,6 +1,7 @@
 """Calls frame by frame: what a client hears, in the words of grpc-go, and what handlers see."""
 
 import base64
+import gzip
 import os
 
 import pytest
@@ -77,12 +78,22 @@ def refused(**changes):
             refused(_method="GET"),
             405,
             13,
-            "http2Server.operateHeaders parsed a :method field: GET which should be POST",
+            'Received a HEADERS frame with :method "GET" which should be POST',
         ),
-        (refused(grpc_timeout="5x"), 400, 13, 'malformed grpc-timeout: "5x"'),
-        (refused(grpc_timeout="123456789S"), 400, 13, 'malformed grpc-timeout: "123456789S"'),
+        (
+            refused(grpc_timeout="5x"),
+            400,
+            13,
+            'malformed grpc-timeout: transport: timeout unit is not recognized: "5x"',
+        ),
+        (
+            refused(grpc_timeout="123456789S"),
+            400,
+            13,
+            'malformed grpc-timeout: transport: timeout string is too long: "123456789S"',
+        ),
         (refused(grpc_timeout="0n"), 200, 4, "context deadline exceeded"),
-        (refused(grpc_encoding="gzip"), 200, 12, 'grpc: Decompressor is not installed for grpc-encoding "gzip"'),
+        (refused(grpc_encoding="zstd"), 200, 12, 'grpc: Decompressor is not installed for grpc-encoding "zstd"'),
         (
             refused(x_bin="!"),
             400,
@@ -101,7 +112,9 @@ def test_refused_by_the_headers(running, fields, http, code, text):
     client.raw(frames.frame(frames.DATA, frames.END_STREAM, 1, message(b"")))
     assert client.call(3).status == OK
     assert answer.reset == frames.NO_ERROR
-    assert answer.headers[0].get("grpc-accept-encoding") == ("identity" if "grpc-encoding" in dict(fields) else None)
+    assert answer.headers[0].get("grpc-accept-encoding") == (
+        "identity,gzip" if "grpc-encoding" in dict(fields) else None
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,6 +152,39 @@ def test_messages_that_are_none(running, data, status):
     client = running.client()
     client.raw(frames.header_frames(0, 1, client.block(), 16384) + frames.frame(0, 1, 1, data))
     assert client.answer(1).status == status
+    assert running.state() == (1, 0, 0)
+
+
+def test_gzip_is_taken(running):
+    client = running.client()
+    data = b"".join(message(gzip.compress(part), compressed=1) + message(part) for part in (b"a" * 1000, b"", b"b"))
+    for stream, path in ((1, "/t.T/Mirror"), (3, "/t.T/Mirror")):
+        client.raw(frames.header_frames(0, stream, client.block(path, [("grpc-encoding", "gzip")]), 16384))
+        client.raw(frames.frame(frames.DATA, frames.END_STREAM, stream, data))
+        answer = client.answer(stream)
+        assert (answer.status, answer.messages) == (OK, [b"a" * 1000] * 2 + [b""] * 2 + [b"b"] * 2)
+    assert running.state() == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "text"),
+    [
+        (gzip.compress(bytes(1001)), 8, "grpc: message after decompression larger than max (1001 vs. 1000)"),
+        (gzip.compress(bytes(1 << 20)), 8, "grpc: message after decompression larger than max (1001 vs. 1000)"),
+        (gzip.compress(b"cut")[:-3], 13, "grpc: failed to decompress the received message: unexpected EOF"),
+        (b"", 13, "grpc: failed to decompress the received message: unexpected EOF"),
+        (b"no gzip", 13, "grpc: failed to decompress the received message: Error -3 while decompressing data"),
+    ],
+)
+def test_gzip_that_is_none_or_a_bomb(start, data, code, text):
+    running = start(max_receive=2000 if len(data) > 1000 else 1000)
+    client = running.client()
+    extra = [("grpc-encoding", "gzip")]
+    client.raw(frames.header_frames(0, 1, client.block(extra=extra), 16384))
+    client.raw(frames.frame(0, 1, 1, message(data, compressed=1)))
+    answer = client.answer(1)
+    assert answer.status[0] == code
+    assert answer.status[1].startswith(text.replace("1001 vs. 1000", "2001 vs. 2000") if len(data) > 1000 else text)
     assert running.state() == (1, 0, 0)
 
 

@@ -45,10 +45,11 @@ def test_metadata_and_deadline_arrive(serving, channel):
     assert context.peer.uid is not None
 
 
-@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-def test_compression_is_refused(channel, compression):
+def test_compression(channel):
+    echo = channel.unary_unary("/t.T/Echo")
+    assert echo(b"x" * 10_000, compression=grpc.Compression.Gzip, timeout=30) == b"x" * 10_000
     with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary("/t.T/Echo")(b"x" * 10_000, compression=compression, timeout=30)
+        echo(b"x" * 10_000, compression=grpc.Compression.Deflate, timeout=30)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
