@@ -121,6 +121,32 @@ def test_removal_does_not_wait_for_mounts(tmp_path: Path) -> None:
             assert list(bench.snapshotter.numbers()) == []
 
 
+def test_the_upper_directory_is_shown_where_that_is_wanted(tmp_path: Path) -> None:
+    with Bench(tmp_path, lambda root: Overlayfs(root, show_upper=True)) as bench:
+        bench.prepare("active", labels={"own": "label"})
+        with bench.mounted(bench.mounts("active")) as path:
+            (path / "file").write_text("x")
+        labels = bench.stat("active").labels
+        assert labels["own"] == "label"
+        assert (Path(labels[overlayfs.UPPERDIR_LABEL]) / "file").read_text() == "x"
+        assert bench.names(f'labels."{overlayfs.UPPERDIR_LABEL}"') == ["active"]
+        bench.update("active", {"own": "other"})
+        [row] = bench.db.all("SELECT labels FROM snapshots")
+        assert row["labels"] == '{"own":"other"}'
+
+
+def test_slow_chown_leaves_the_owners_to_the_client(tmp_path: Path) -> None:
+    labels = {UID_MAPPING: "0:1000:65536", GID_MAPPING: "0:1000:65536"}
+    with Bench(tmp_path, lambda root: Overlayfs(root, slow_chown=True)) as bench:
+        [mount] = bench.prepare("active", labels=labels)
+        assert not [option for option in mount.options if "map" in option]
+    strict = tmp_path / "strict"
+    strict.mkdir()
+    with Bench(strict, Overlayfs) as bench, pytest.raises(errdefs.UnimplementedError, match="id mapping by label"):
+        bench.prepare("active", labels=labels)
+    assert overlayfs.ONLY_REMAP_IDS not in overlayfs.capabilities_here(tmp_path, slow_chown=True)
+
+
 @dataclass
 class Daemon:
     root: str

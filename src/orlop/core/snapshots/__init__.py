@@ -175,6 +175,10 @@ class Snapshotter(Protocol):
         """The number of the snapshot that is written to through `path`, a directory in its mounts; else None."""
         return None
 
+    def shown_labels(self, number: int, kind: Kind) -> Mapping[str, str]:
+        """Labels that clients see of a snapshot beside its own; quick. They are stored nowhere."""
+        return {}
+
     def cleanup(self) -> None:
         """Free what removed snapshots still take, however long it lasts."""
         return

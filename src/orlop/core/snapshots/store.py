@@ -83,6 +83,7 @@ class Store:
         self._doomed: deque[int] = deque()
         self._removing = threading.Lock()
         self._frees = type(snapshotter).remove is not Snapshotter.remove
+        self._shows_labels = type(snapshotter).shown_labels is not Snapshotter.shown_labels
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -92,7 +93,7 @@ class Store:
         Raises:
             NotFoundError: there is none of that key or name.
         """
-        return rows.info(self._db.read(lambda queries: rows.get(queries, namespace, self.name, key)))
+        return self._shown(self._db.read(lambda queries: rows.get(queries, namespace, self.name, key)))
 
     def walk(self, namespace: str, filter_texts: Iterable[str] = ()) -> Iterator[Info]:
         """All snapshots that match, in the order of their names; read page by page, so not at one point in time.
@@ -109,12 +110,19 @@ class Store:
         while True:
             page = self._db.read(functools.partial(self._page, namespace, after))
             for row in page:
-                found = rows.info(row)
+                found = self._shown(row)
                 if match.always or match(rows.adaptor(found)):
                     yield found
             if len(page) < PAGE:
                 return
             after = page[-1]["name"]
+
+    def _shown(self, row: rows.Row) -> Info:
+        found = rows.info(row)
+        if not self._shows_labels:
+            return found
+        more = self.snapshotter.shown_labels(row["number"], found.kind)
+        return replace(found, labels={**more, **found.labels}) if more else found
 
     def _page(self, namespace: str, after: str, queries: rows.Queries) -> list[rows.Row]:
         return rows.page(queries, namespace, self.name, after, PAGE)

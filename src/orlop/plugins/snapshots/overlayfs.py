@@ -38,6 +38,7 @@ from orlop.plugins.snapshots import root_of
 NAME: Final = "overlayfs"
 REMAP_IDS: Final = "remap-ids"
 ONLY_REMAP_IDS: Final = "only-remap-ids"
+UPPERDIR_LABEL: Final = "containerd.io/snapshot/overlay.upperdir"
 REBASE: Final = "rebase"
 
 
@@ -47,9 +48,15 @@ class Config:
 
     Attributes:
         mount_options: added to the options of overlays, not of bind mounts.
+        upperdir_label: show clients the upper directory, in the label `UPPERDIR_LABEL`.
+        slow_chown: where this host cannot map ids, let clients change the owners of all files instead of refusing.
+        async_remove: what is removed is always unlinked later here; kept so that containerd's files are understood.
     """
 
     mount_options: list[str] = field(default_factory=list)
+    upperdir_label: bool = False
+    slow_chown: bool = False
+    async_remove: bool = True
 
 
 class Overlayfs(Snapshotter):
@@ -57,11 +64,23 @@ class Overlayfs(Snapshotter):
     root: made if it is missing; on a file system that overlayfs can stand on.
     options: of every overlay, after the layers.
     capabilities: what this host can do; see `capabilities_here`.
+    show_upper: see `Config.upperdir_label`.
+    slow_chown: see `Config.slow_chown`.
     """
 
     quick = frozenset({"prepare", "mounts"})
 
-    def __init__(self, root: Path, *, options: Sequence[str] = (), capabilities: Sequence[str] = (REBASE,)) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        options: Sequence[str] = (),
+        capabilities: Sequence[str] = (REBASE,),
+        show_upper: bool = False,
+        slow_chown: bool = False,
+    ) -> None:
+        self._show_upper = show_upper
+        self._slow_chown = slow_chown
         self._directories = Directories(root)
         self._directories.create_root()
         self._options = tuple(options)
@@ -101,6 +120,9 @@ class Overlayfs(Snapshotter):
     def locate(self, path: str) -> int | None:
         return self._directories.locate(path)
 
+    def shown_labels(self, number: int, kind: Kind) -> Mapping[str, str]:
+        return {UPPERDIR_LABEL: self._directories.files(number)} if self._show_upper else {}
+
     def _owner_below(self, snapshot: Snapshot) -> tuple[int, int] | None:
         """The merged root directory is the upper one, so it must belong to whom the one below belongs."""
         if not snapshot.parents:
@@ -120,6 +142,8 @@ class Overlayfs(Snapshotter):
         if not maps:
             return None
         if REMAP_IDS not in self.capabilities:
+            if self._slow_chown:
+                return None
             raise UnimplementedError(f"snapshotter {NAME}: id mapping by label: this host has no id-mapped layers")
         parsed = parse(maps)
         roots = [[part.outside for part in ranges if part.inside == 0] for ranges in (parsed.uid_maps, parsed.gid_maps)]
@@ -147,9 +171,10 @@ def options_here(root: Path, configured: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(options)
 
 
-def capabilities_here(root: Path) -> tuple[str, ...]:
+def capabilities_here(root: Path, *, slow_chown: bool = False) -> tuple[str, ...]:
     """What clients may ask of overlays on the file system of `root`."""
-    remap = (REMAP_IDS, ONLY_REMAP_IDS) if _maps_ids(root) else ()
+    only = () if slow_chown else (ONLY_REMAP_IDS,)
+    remap = (REMAP_IDS, *only) if _maps_ids(root) else ()
     # Whiteouts that are device nodes are made before the parent is known; a user namespace may not make them.
     rebase = (REBASE,) if probe.native_whiteouts(os.fspath(root)) else ()
     return (*remap, *rebase)
@@ -178,13 +203,19 @@ def _maps_ids(root: Path) -> bool:
 
 
 def _init(context: Context) -> Overlayfs:
+    config = context.config
     root = root_of(context, NAME)
     Directories(root).create_root()
     verdict = probe.overlay_supported(os.fspath(root))
     if not verdict:
         raise SkipPlugin(verdict.reason)
-    options = options_here(root, context.config.mount_options)
-    snapshotter = Overlayfs(root, options=options, capabilities=capabilities_here(root))
+    snapshotter = Overlayfs(
+        root,
+        options=options_here(root, config.mount_options),
+        capabilities=capabilities_here(root, slow_chown=config.slow_chown),
+        show_upper=config.upperdir_label,
+        slow_chown=config.slow_chown,
+    )
     context.exports.update(snapshotter.exports)
     context.capabilities.extend(snapshotter.capabilities)
     context.platforms.append(default_string())
