@@ -11,6 +11,7 @@ import pytest
 
 from orlop.http2 import frames
 from tests.unit.http2.client import HEADERS, Client, message
+from tools.daemons import containerd_version
 
 pytestmark = pytest.mark.interop
 
@@ -54,4 +55,6 @@ def ask(daemon, fields, data):
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_the_same_answer(containerd, lean_orlopd, name):
+    if name == "gzip" and containerd_version() > (1, 6):
+        pytest.skip("later releases take compressed messages; no client of containerd sends them, and we refuse them")
     assert ask(lean_orlopd, *REQUESTS[name]) == ask(containerd, *REQUESTS[name])
