@@ -231,8 +231,7 @@ class Engine(Daemon):
         """Remove the cgroup in which a namespace's containers had theirs: the OCI runtime makes it and keeps it."""
         for path in residue.cgroups() - (self.cgroups_before or frozenset()):
             if os.path.basename(path) == namespace:
-                with contextlib.suppress(OSError):  # it is in use, or was removed meanwhile
-                    os.rmdir(path)
+                residue.patiently_rmdir(path)  # that of a task which was just deleted may be in it for a moment
 
 
 class Containerd(Engine):

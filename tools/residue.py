@@ -69,7 +69,7 @@ def remove(found: Residue) -> None:
     for path in sorted(found.cgroups, key=len, reverse=True):
         for pid in _members(path):
             _kill(pid)
-        _patiently_rmdir(path)
+        patiently_rmdir(path)
     for target in sorted(found.mounts, key=len, reverse=True):
         unmount(target)
     for name in found.loops:
@@ -169,7 +169,8 @@ def _kill(pid: int) -> None:
         time.sleep(0.01)
 
 
-def _patiently_rmdir(path: str) -> None:
+def patiently_rmdir(path: str) -> None:
+    """Remove a cgroup, which takes a moment where something is just leaving it; one that stays in use is left."""
     for _ in range(100):
         try:
             os.rmdir(path)

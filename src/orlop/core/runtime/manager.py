@@ -134,7 +134,7 @@ class TaskManager:
                 raise
             shim.tasks[task_id] = bundle
             try:
-                reply = await self._create_in(shim, bundle, options, checkpoint)
+                reply = await self._create_in_living(shim, bundle, options, checkpoint)
             except BaseException as error:
                 lost = isinstance(error, UnavailableError) and shim.groups
                 await asyncio.shield(self._abandon(shim, bundle, lost=lost))
@@ -194,6 +194,19 @@ class TaskManager:
                 raise UnknownError(f"failed to start shim: can't find sandbox {sandbox_id}")
             shim = task.shim
         return shim
+
+    async def _create_in_living(
+        self, shim: Shim, bundle: Bundle, options: CreateOptions, checkpoint: str
+    ) -> shim_pb2.CreateTaskResponse:
+        """Create in the shim; if it is a supervisor of ours that has died before it answered, in its successor."""
+        try:
+            return await self._create_in(shim, bundle, options, checkpoint)
+        except UnavailableError:
+            if not shim.groups or shim.alive():
+                raise
+        with contextlib.suppress(NotFoundError):  # the dead one may have got so far
+            await shim.call("Delete", shim_pb2.DeleteRequest(id=bundle.id), shim_pb2.DeleteResponse)
+        return await self._create_in(shim, bundle, options, checkpoint)
 
     async def _create_in(
         self, shim: Shim, bundle: Bundle, options: CreateOptions, checkpoint: str
