@@ -149,7 +149,7 @@ class Cni:
         """
         _validate(container_id, "container id")
         for path, entry in self._entries(container_id):
-            network = _parse(base64.b64decode(entry.get("config") or ""), f"network config in {path}")
+            network = _recorded(path, entry)
             self._delete(network, container_id, entry.get("ifName") or "eth0", netns, entry.get("result"))
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -158,7 +158,7 @@ class Cni:
         """What a container is connected to, by the records."""
         found = []
         for path, entry in self._entries(container_id):
-            network = _parse(base64.b64decode(entry.get("config") or ""), f"network config in {path}")
+            network = _recorded(path, entry)
             found.append(_attachment(network, entry.get("ifName") or "", entry.get("result") or {}))
         return found
 
@@ -303,6 +303,15 @@ def _parse(source: bytes, what: str) -> NetworkConfig:
     _validate(name if isinstance(name, str) else "", f"{what}: network name")
     version = document.get("cniVersion") or "0.1.0"
     return NetworkConfig(name=document["name"], version=str(version), plugins=tuple(plugins), source=source)
+
+
+def _recorded(path: str, entry: Json) -> NetworkConfig:
+    """The configuration that a record was made with."""
+    try:
+        source = base64.b64decode(entry.get("config") or "")
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"network config in {path} is not base64: {error}") from error
+    return _parse(source, f"network config in {path}")
 
 
 def _entry(path: str) -> Json:

@@ -6,9 +6,9 @@ Source: containerd's core/images/usage and pkg/display.
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from orlop.base.errdefs import InvalidArgumentError, NotFoundError
+from orlop.base.errdefs import InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from orlop.base.labels import GC_REF_SNAPSHOT
 from orlop.client.content import BlobInfo, Content
 from orlop.client.session import Session
@@ -19,6 +19,8 @@ from orlop.oci.image import Descriptor, decode_index, decode_manifest
 
 if TYPE_CHECKING:
     from orlop.base.platforms import Matcher
+
+_MAX_NODES: Final = 20_000  # indexes may name the same again and again, and so on below
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,7 @@ class ImageUsage:
 
 async def tree(session: Session, target: Descriptor) -> ImageNode:
     """Read an image's parts, of all platforms, as far as they are here."""
-    return await _node(Content(session), target, 0)
+    return await _Tree(Content(session)).node(target, 0)
 
 
 async def usage(session: Session, target: Descriptor, matcher: "Matcher | None") -> ImageUsage:
@@ -85,17 +87,30 @@ async def usage(session: Session, target: Descriptor, matcher: "Matcher | None")
     )
 
 
-async def _node(content: Content, descriptor: Descriptor, depth: int) -> ImageNode:
-    info = await _info(content, descriptor)
-    if info is None:
-        return ImageNode(descriptor=descriptor, present=False)
-    blob = None
-    children: list[ImageNode] = []
-    if _is_document(descriptor):
-        blob = await content.read(descriptor.digest)
-        for child in _children(descriptor, blob, depth):
-            children.append(await _node(content, child, depth + 1))
-    return ImageNode(descriptor=descriptor, present=True, labels=info.labels, document=blob, children=tuple(children))
+class _Tree:
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._left = _MAX_NODES
+        self._documents: dict[str, bytes] = {}
+
+    async def node(self, descriptor: Descriptor, depth: int) -> ImageNode:
+        """A part and all below it."""
+        self._left -= 1
+        if self._left < 0:
+            raise ResourceExhaustedError(f"the image has more than {_MAX_NODES} parts")
+        info = await _info(self._content, descriptor)
+        if info is None:
+            return ImageNode(descriptor=descriptor, present=False)
+        blob = None
+        children: list[ImageNode] = []
+        if _is_document(descriptor):
+            if (blob := self._documents.get(descriptor.digest)) is None:
+                blob = self._documents[descriptor.digest] = await self._content.read(descriptor.digest)
+            for child in _children(descriptor, blob, depth):
+                children.append(await self.node(child, depth + 1))
+        return ImageNode(
+            descriptor=descriptor, present=True, labels=info.labels, document=blob, children=tuple(children)
+        )
 
 
 @dataclass(slots=True)

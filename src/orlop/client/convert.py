@@ -113,6 +113,7 @@ class _Conversion:
         self._documents: dict[str, _Document] = {}
         self._layers: dict[tuple[str, str], Json] = {}  # descriptors by digest and media type
         self._converted: dict[tuple[str, str], Json] = {}
+        self._made: dict[tuple[str, str], tuple[str, int]] = {}  # digest and size of documents by what they were
 
     async def run(self, target: Descriptor) -> Descriptor:
         top: Json = json.loads(encode(target))
@@ -216,6 +217,13 @@ class _Conversion:
         known = self._documents.get(descriptor["digest"])
         if known is None:
             return self._renamed(descriptor)
+        name = (descriptor["digest"], _media_type(descriptor))
+        if name not in self._made:  # indexes may name the same again and again
+            self._made[name] = await self._write_document(descriptor, known)
+        digest, size = self._made[name]
+        return self._renamed(conversion.replaced(descriptor, digest=digest, size=size))
+
+    async def _write_document(self, descriptor: Json, known: _Document) -> tuple[str, int]:
         document = dict(known.value)
         if types.is_manifest(_media_type(descriptor)):
             document["config"] = self._renamed(document["config"])
@@ -228,11 +236,11 @@ class _Conversion:
         if types.is_docker(document.get("mediaType") or ""):
             document.pop("annotations", None)
         if document == known.value:
-            return self._renamed(descriptor)
+            return descriptor["digest"], descriptor["size"]
         blob = conversion.write_document(document)
         labels = conversion.document_labels(known.labels, [_descriptor(child) for child in children])
         digest = await self._content.write(f"convert-document-{Digest.of(blob)}-{unique_id()}", blob, labels=labels)
-        return self._renamed(conversion.replaced(descriptor, digest=digest, size=len(blob)))
+        return digest, len(blob)
 
     def _layer(self, layer: Json) -> Json:
         return self._renamed(self._converted.get((layer["digest"], _media_type(layer)), layer))

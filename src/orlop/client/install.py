@@ -8,10 +8,8 @@ Source: Install in containerd's client/install.go.
 
 import os
 import posixpath
-import tarfile
 import tempfile
-from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Final
 
 from orlop.base.errdefs import AlreadyExistsError, DataLossError, InvalidArgumentError, NotFoundError
 from orlop.client.content import Content
@@ -19,9 +17,12 @@ from orlop.client.introspection import Introspection
 from orlop.client.session import Session
 from orlop.core.diff.errors import ArchiveError
 from orlop.core.diff.stream import uncompressed
+from orlop.core.diff.tar import DIRECTORY, LINK, REGULAR, SYMLINK, Entry, Reader
 
 if TYPE_CHECKING:
     from orlop.client.images import Image
+
+WHITEOUT: Final = ".wh."
 
 
 async def install(session: Session, image: "Image", path: str, *, libraries: bool, replace: bool) -> list[str]:
@@ -51,35 +52,36 @@ async def _opt_path(session: Session) -> str:
 def _install_layer(file: IO[bytes], target: str, directories: tuple[str, ...], replace: bool, digest: str) -> list[str]:
     installed = []
     try:
-        with tarfile.open(fileobj=cast("IO[bytes]", _Plain(uncompressed(file.read))), mode="r|") as archive:
-            for member in archive:
-                name = posixpath.normpath(member.name)
-                if posixpath.dirname(name) in directories and not member.isdir():
-                    _install(archive, member, target, name, replace)
-                    installed.append(os.path.join(target, name))
-    except (tarfile.TarError, ArchiveError) as error:
+        archive = Reader(uncompressed(file.read))
+        for entry in archive:
+            name = posixpath.normpath(os.fsdecode(entry.name))
+            parent, base = posixpath.split(name)
+            # What a layer takes away of another layer is passed over: the host's programs are not the image's.
+            if parent in directories and entry.type != DIRECTORY and not base.startswith(WHITEOUT):
+                _install(archive, entry, target, name, replace)
+                installed.append(os.path.join(target, name))
+    except ArchiveError as error:
         raise DataLossError(f"install layer {digest}: {error}") from error
     return installed
 
 
-def _install(archive: tarfile.TarFile, member: tarfile.TarInfo, target: str, name: str, replace: bool) -> None:
+def _install(archive: Reader, entry: Entry, target: str, name: str, replace: bool) -> None:
     place = os.path.join(target, name)
     if not replace and os.path.lexists(place):
         raise AlreadyExistsError(f"cannot replace {name} in {target}")
     os.makedirs(os.path.dirname(place), exist_ok=True)
     beside = f"{place}.orlop-{os.getpid()}"
+    link = os.fsdecode(entry.link)
     try:
-        if member.isreg():
-            source = archive.extractfile(member)
-            assert source is not None
+        if entry.type == REGULAR and entry.segments is None:
             with open(beside, "xb") as file:
-                while data := source.read(1 << 20):
-                    file.write(data)
-            os.chmod(beside, member.mode & 0o755)
-        elif member.issym() and "/" not in member.linkname:
-            os.symlink(member.linkname, beside)
-        elif member.islnk() and posixpath.dirname(posixpath.normpath(member.linkname)) == posixpath.dirname(name):
-            os.link(os.path.join(target, posixpath.normpath(member.linkname)), beside, follow_symlinks=False)
+                for piece in archive.pieces(entry.size):
+                    file.write(piece)
+            os.chmod(beside, entry.mode & 0o755)
+        elif entry.type == SYMLINK and "/" not in link:
+            os.symlink(link, beside)
+        elif entry.type == LINK and posixpath.dirname(posixpath.normpath(link)) == posixpath.dirname(name):
+            os.link(os.path.join(target, posixpath.normpath(link)), beside, follow_symlinks=False)
         else:
             raise InvalidArgumentError(f"install {name}: it is neither a file nor a link to one beside it")
         os.replace(beside, place)
@@ -87,20 +89,3 @@ def _install(archive: tarfile.TarFile, member: tarfile.TarInfo, target: str, nam
         if os.path.lexists(beside):
             os.unlink(beside)
         raise
-
-
-class _Plain:
-    """Chunks as a file to read from."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = b""
-
-    def read(self, size: int) -> bytes:
-        while len(self._rest) < size:
-            chunk = next(self._chunks, b"")
-            if not chunk:
-                break
-            self._rest += chunk
-        data, self._rest = self._rest[:size], self._rest[size:]
-        return data
