@@ -10,11 +10,14 @@ from orlop.core import trees
 pytestmark = pytest.mark.root
 
 
-def test_what_is_mounted_inside_is_left_alone(tmp_path):
-    top = tmp_path / "top"
+@pytest.mark.parametrize("kind", ["another file system", "a bind mount of the same"])
+def test_what_is_mounted_inside_is_left_alone(tmp_path, kind):
+    top, elsewhere = tmp_path / "top", tmp_path / "elsewhere"
     (top / "mounted").mkdir(parents=True)
     (top / "file").touch()
-    subprocess.run(["mount", "-t", "tmpfs", "none", top / "mounted"], check=True)
+    elsewhere.mkdir()
+    mount = ["-t", "tmpfs", "none"] if kind == "another file system" else ["--bind", elsewhere]
+    subprocess.run(["mount", *mount, top / "mounted"], check=True)
     try:
         (top / "mounted" / "kept").touch()
         with pytest.raises(OSError, match="mounted inside") as caught:

@@ -40,7 +40,7 @@ def remove_inside(fd: int, removed: Removed | None = None) -> None:
     Raises:
         OSError: as `remove`.
     """
-    device = os.fstat(fd).st_dev
+    mount = _mount_of(fd)
     here = os.open(".", _OPEN, dir_fd=fd)
     levels: list[tuple[bytes, tuple[int, int], list[bytes]]] = []  # name, identity of the parent, its other directories
     try:
@@ -55,7 +55,7 @@ def remove_inside(fd: int, removed: Removed | None = None) -> None:
                 parent = os.fstat(here)
                 os.close(here)
                 here = inner
-                if os.fstat(here).st_dev != device:
+                if _mount_of(here) != mount:
                     raise OSError(errno.EXDEV, "something is mounted inside", os.fsdecode(name))
                 levels.append((name, (parent.st_dev, parent.st_ino), below))
                 below = _unlink_files(here, removed)
@@ -112,6 +112,19 @@ class _Base:
 
     def __del__(self) -> None:
         os.close(self.fd)
+
+
+def _mount_of(fd: int) -> tuple[str, int]:
+    """Which mount a descriptor is on: its id, for a bind mount has its device in common with what it lies on, and a
+    subvolume of btrfs a device of its own; where there is no /proc, the device."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+            for line in file:
+                if line.startswith(b"mnt_id:"):
+                    return "mount", int(line.split()[1])
+    except OSError:  # in an unpack worker's own root, say, where nothing can be mounted
+        pass
+    return "device", os.fstat(fd).st_dev
 
 
 def _unlink_files(fd: int, removed: Removed | None) -> list[bytes]:
