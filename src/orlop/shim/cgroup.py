@@ -56,16 +56,12 @@ class Paths:
 
     def kill(self) -> None:
         """Kill every process in the cgroup and below, without a runtime; what is frozen is thawed, so that it dies."""
-        with contextlib.suppress(OSError), open(f"{self.v2}/cgroup.kill", "w", encoding="ascii") as file:
-            file.write("1")
+        _write(self.v2, "cgroup.kill", "1")
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for path, word in ((self.v1.get("freezer"), "THAWED"), (self.v2, "0")):
-            name = "freezer.state" if word == "THAWED" else "cgroup.freeze"
-            if path:
-                with contextlib.suppress(OSError), open(f"{path}/{name}", "w", encoding="ascii") as file:
-                    file.write(word)
+        _write(self.v1.get("freezer", ""), "freezer.state", "THAWED")
+        _write(self.v2, "cgroup.freeze", "0")
 
     def frozen(self) -> bool | None:
         """Whether the processes are frozen; None where that cannot be seen."""
@@ -74,6 +70,18 @@ class Paths:
                 with contextlib.suppress(OSError), open(f"{path}/{word}", encoding="ascii") as file:
                     return file.read().strip() in ("FROZEN", "FREEZING", "1")
         return None
+
+
+def _write(directory: str, name: str, word: str) -> None:
+    """Tell a cgroup something; where there is no such cgroup, or no such file of it, nothing happens."""
+    if not directory:
+        return
+    with contextlib.suppress(OSError):
+        fd = os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, word.encode())
+        finally:
+            os.close(fd)
 
 
 class Hierarchy(NamedTuple):

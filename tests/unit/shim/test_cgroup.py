@@ -1,7 +1,9 @@
 """Where a process's cgroups are, on hosts of other kinds than this one."""
 
 import io
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +63,22 @@ def test_roots_and_what_lies_outside_do_not_count(host: Host) -> None:
     mounts = [("/sys/fs/cgroup/memory", "/", "cgroup", "rw,memory"), ("/sys/fs/cgroup/unified", "/", "cgroup2", "rw")]
     host("3:memory:/\n0::/../elsewhere\n", mounts)
     assert cgroup.Paths.of(1) == cgroup.Paths()
+
+
+def test_killing_without_a_runtime(tmp_path: Path) -> None:
+    """On files that look like a cgroup: who is in it is killed, it is thawed, and files that it lacks are not made."""
+    for name, text in (("v1", "FROZEN"), ("v2", "1")):
+        (tmp_path / name / "below").mkdir(parents=True)
+        (tmp_path / name / ("freezer.state" if name == "v1" else "cgroup.freeze")).write_text(text)
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        (tmp_path / "v1" / "below" / "cgroup.procs").write_text(f"{child.pid}\n")
+        cgroup.Paths(v1={"freezer": str(tmp_path / "v1")}, v2=str(tmp_path / "v2")).kill()
+        assert child.wait(30) == -9
+    assert (tmp_path / "v1" / "freezer.state").read_text() == "THAWED"
+    assert (tmp_path / "v2" / "cgroup.freeze").read_text() == "0"
+    assert not (tmp_path / "v2" / "cgroup.kill").exists()
+
+
+def test_killing_what_has_no_cgroup_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.open", lambda *_args: pytest.fail("a file was opened"))
+    cgroup.Paths().kill()
