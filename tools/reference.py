@@ -1,4 +1,4 @@
-"""Make docs/reference.md, the client library's reference, from its docstrings: `tools/reference.py [--check]`.
+"""Make docs/reference.md, the client library's reference, from its docstrings: `python -m tools.reference`.
 
 Public names are those of `orlop.__all__` and what their methods return; a test keeps the page fresh.
 """
