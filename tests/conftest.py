@@ -99,7 +99,7 @@ def _descriptors() -> dict[int, str]:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:  # the directory's own descriptor
             continue
-        if not target.startswith(("/dev/urandom", "/proc/", "anon_inode:[eventpoll]")):
+        if not target.startswith(("/dev/urandom", "/proc/", "anon_inode:[eventpoll]", "anon_inode:[eventfd]")):
             found[int(name)] = target
     return found
 

@@ -38,5 +38,4 @@ def client(daemon: Orlopd, prepared: str) -> Iterator[orlop.Client]:
     with orlop.Client(str(daemon.address), NAMESPACE, timeout_s=60) as made:
         ledger = Ledger(daemon)
         yield made
-        made.leases.delete(made.leases.create("collect").id, synchronous=True)
-        ledger.check()
+        ledger.check(lambda: made.leases.delete(made.leases.create("collect").id, synchronous=True))

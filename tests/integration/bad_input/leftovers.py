@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tools import residue
@@ -25,11 +26,17 @@ class Ledger:
             time.sleep(0.02)  # what a test before had deleted is on its way out
             self._before = self._stock()
 
-    def check(self, timeout_s: float = 10) -> None:
-        """Fail unless everything is as it was, once what is about to end has ended: trash, processes, the kernel."""
+    def check(self, collect: Callable[[], object] = lambda: None, timeout_s: float = 20) -> None:
+        """Fail unless everything is as it was, once what is about to end has ended: trash, processes, the kernel.
+
+        Args:
+            collect: has the daemon collect; once more each time, for it lets an ingest be whose stream is just closing.
+        """
         deadline = time.monotonic() + timeout_s
+        collect()
         while (now := self._stock()) != self._before and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.2)
+            collect()
         left = [f"{kind}: {one}" for kind in now for one in sorted(now[kind] ^ self._before[kind])]
         assert not left, "left behind or taken away:\n" + "\n".join(left)
 
