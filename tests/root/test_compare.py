@@ -195,6 +195,8 @@ def _change(kind: str, path: str, other: str, number: int) -> Change:
                 special, device = SPECIAL[number % len(SPECIAL)]
                 return os.mknod(target, special | 0o640, device)
             case _:
+                if target.is_dir():
+                    raise OSError(errno.EINVAL, "a layer cannot say that a directory has lost an attribute")
                 return os.setxattr(target, "user.note", bytes([number]))
 
     return change
