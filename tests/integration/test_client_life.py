@@ -359,3 +359,16 @@ def test_specs_mean_what_containerd_means(containerd: Containerd, namespace: str
             assert specs[0] == specs[1], chosen
     finally:
         theirs("images", "rm", "--sync", busybox_image.reference)
+
+
+def test_whoever_deletes_a_task_removes_its_fifos(client: orlop.Client, busybox_image: Image, tmp_path: Path) -> None:
+    """The program that made them may have gone long before."""
+    io = orlop.FifoIO(stdout=bytearray(), stderr=bytearray(), directory=str(tmp_path))
+    container = client.new_container("one", busybox_image.reference, options("sleep", "1000"))
+    task = container.new_task(io)
+    task.start()
+    task.detach()
+    assert list(tmp_path.iterdir())
+    client.task("one").delete(force=True)
+    assert not list(tmp_path.iterdir())
+    container.delete()

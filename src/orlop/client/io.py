@@ -13,9 +13,10 @@ import contextlib
 import errno
 import os
 import select
+import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -357,3 +358,19 @@ class Capture(FifoIO):
 def inherit(*, stdin: bool = True, terminal: bool = False, directory: str = "", feed: bool = True) -> FifoIO:
     """This process's own standard streams."""
     return FifoIO(stdin=0 if stdin else None, stdout=1, stderr=2, terminal=terminal, directory=directory, feed=feed)
+
+
+def remove_fifos(paths: Iterable[str]) -> None:
+    """Remove the FIFOs of a process that has been deleted, and their directory if nothing else is in it.
+
+    Paths that are no FIFOs (files, URIs, what is gone already) are left. Source: loadFifos in containerd's client.
+    """
+    directories = set()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path.startswith("/") and stat.S_ISFIFO(os.lstat(path).st_mode):
+                os.unlink(path)
+                directories.add(os.path.dirname(path))
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)

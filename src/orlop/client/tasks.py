@@ -22,7 +22,7 @@ from orlop.base.errdefs import (
     UnavailableError,
 )
 from orlop.client.channel import Rpc
-from orlop.client.io import NullIO, ProcessIO, Streams
+from orlop.client.io import NullIO, ProcessIO, Streams, remove_fifos
 from orlop.client.session import Session
 from orlop.client.stamps import to_datetime
 
@@ -189,10 +189,11 @@ class Process:
             FailedPreconditionError: it still runs.
         """
         try:
-            status = await self.status()
+            state = await self.state()
         except NotFoundError:
             await self._session.blocking(self._io.close)
             raise
+        status, streams = state.status, state.streams
         if status in (TaskStatus.STOPPED, TaskStatus.UNKNOWN):
             pass
         elif force:
@@ -207,6 +208,8 @@ class Process:
             response = await self._delete()
         finally:
             await self._session.blocking(self._io.close)
+        # Whoever made it may be gone, and nobody else will tidy up after it.
+        await self._session.blocking(lambda: remove_fifos((streams.stdin, streams.stdout, streams.stderr)))
         return Exit(code=response.exit_status, exited_at=to_datetime(response.exited_at))
 
     async def detach(self) -> None:
