@@ -22,9 +22,10 @@ CREATE: Final = "/containerd.services.tasks.v1.Tasks/Create"
 
 
 def heralded(services: Iterable[Service], warmth: Warmth) -> list[Service]:
-    """The same services, which keep the lock warm from a call in `HERALDS` until a task has been created.
+    """The same services, which keep the lock warm from a call in `HERALDS` on, or the creation of a task.
 
-    While several tasks are created at once their own moves keep it warm, and more would only cost.
+    While several tasks are created at once their own moves keep it warm, and more would only cost. Cooling it as soon
+    as a task is created was tried: its start and its end took 2 ms longer.
     """
     creations = _Creations(warmth)
     return [
@@ -52,7 +53,6 @@ class _Creations:
             return await answer
         finally:
             self._count -= 1
-            self._warmth.cool()
 
 
 def _wrapped(method: Method, warmth: Warmth, creations: _Creations) -> Method:

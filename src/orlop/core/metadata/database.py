@@ -276,8 +276,11 @@ class Database:
         batch = [write for write in batch if write.future.set_running_or_notify_cancel()]
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for write in batch:
-                self._apply(connection, write)
+            if len(batch) == 1:
+                self._apply_alone(connection, batch[0])
+            else:
+                for write in batch:
+                    self._apply(connection, write)
             start = trace.clock()
             connection.execute("COMMIT")
             if self._record is not None:
@@ -310,6 +313,21 @@ class Database:
         else:
             write.transaction = transaction
         connection.execute("RELEASE one")
+
+    def _apply_alone(self, connection: sqlite3.Connection, write: _Write) -> None:
+        """The same for a function that shares the transaction with no other: no savepoint, it is begun anew instead."""
+        transaction = Transaction(connection)
+        try:
+            write.result = write.fn(transaction)
+        except BaseException as error:
+            transaction.take_back()
+            if _is_broken(error):
+                raise
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN IMMEDIATE")  # so that what follows finds one to commit
+            write.error = error
+        else:
+            write.transaction = transaction
 
     def _tell(self, write: _Write) -> None:
         transaction = write.transaction
