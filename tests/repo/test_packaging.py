@@ -53,7 +53,7 @@ def test_programs_run_from_the_wheel(fresh: Path):
     assert "Commands" in _run(fresh / "ctr", "--help")
     assert "Commands" in _run(fresh / "dist", "--help")
     assert re.match(r"orlopd \S+ \d+\.\d+\.\d+\+orlop\.\d+\.\d+\.\d+", _run(fresh / "orlopd", "--version"))
-    assert "[grpc]" in _run(fresh / "orlopd", "config", "default")
+    assert "io.containerd.server.v1.grpc" in _run(fresh / "orlopd", "config", "default")
     assert _run(fresh / "python", "-c", "import orlop; print(orlop.Client.__name__, orlop.Engine.__name__)")
 
 
