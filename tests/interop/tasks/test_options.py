@@ -108,6 +108,8 @@ def test_a_shim_lives_in_the_cgroup_that_the_options_name(room: Room, namespace:
             assert task.wait().code == 137
             task.delete()
         until(lambda: room.stand.supervised or not any(map(members, names)), "a shim stays")
+        # A delete is answered before the runtime has done its part; whoever is killed below must have got there.
+        until(lambda: not list(Path("/sys/fs/cgroup").glob(f"*/{namespace}/*/cgroup.procs")), "a cgroup stays")
     finally:
         for name in names:
             for pid in members(name):
