@@ -33,8 +33,6 @@ log: Final = logging.getLogger(__name__)
 
 DIRECTORY: Final = "trash"
 NEIGHBOUR: Final = ".trash-"
-# What is thrown away soon after something else goes with it: one write for all of them.
-LINGER_S: Final = 0.1
 # Rows that are removed in one transaction after their entries are gone.
 BATCH: Final = 64
 
@@ -55,7 +53,6 @@ class Trash:
         self._numbers = itertools.count()
         self._wake = threading.Event()
         self._stop = False
-        self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -69,7 +66,6 @@ class Trash:
 
     def __exit__(self, *_exc: object) -> None:
         self._stop = True
-        self._stopped.set()
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
@@ -159,7 +155,6 @@ class Trash:
     def _run(self) -> None:
         while True:
             self._wake.wait()
-            self._stopped.wait(LINGER_S)
             self._wake.clear()
             if self._stop:
                 return
