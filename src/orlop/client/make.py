@@ -7,7 +7,7 @@ Source: NewContainer and WithNewSnapshot in containerd's client, run in cmd/ctr/
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.any_pb2 import Any as PackedAny
 
@@ -24,6 +24,8 @@ from orlop.oci.spec import Process, Spec, SpecDocument, decode, encode
 
 if TYPE_CHECKING:
     from orlop.oci.image import Image as ImageConfig
+
+REMAP_ATTEMPTS: Final = 3
 
 _MAX_LABEL_BYTES = 4096
 IMAGE_LABEL_PREFIX = "containerd.io/"
@@ -100,9 +102,7 @@ async def _made(
         await image.unpack(snapshotter=snapshotter)
     snapshots = Snapshots(held, snapshotter)
     marks = dict(snapshot_labels)
-    if options.uid_maps and options.gid_maps:
-        parent = await _remapped(held, snapshots, parent, options, marks)
-    mounts = await snapshots.prepare(container_id, parent, labels=marks)
+    mounts = await _prepared(held, snapshots, container_id, parent, options, marks)
     try:
         users = await held.blocking(read_users, mounts)
         spec = make_spec(
@@ -124,6 +124,29 @@ async def _made(
         with contextlib.suppress(OrlopError):  # the first error tells
             await snapshots.remove(container_id)
         raise
+
+
+async def _prepared(
+    session: Session,
+    snapshots: Snapshots,
+    container_id: str,
+    parent: str,
+    options: SpecOptions,
+    marks: dict[str, str],
+) -> list[Mount]:
+    """The container's snapshot, on `parent` or on the remapped one.
+
+    Nothing holds a remapped snapshot that is there already until it is a parent, so the collector may take it in
+    between; it is made anew then.
+    """
+    if not (options.uid_maps and options.gid_maps):
+        return await snapshots.prepare(container_id, parent, labels=marks)
+    for _ in range(REMAP_ATTEMPTS - 1):
+        remapped = await _remapped(session, snapshots, parent, options, marks)
+        with contextlib.suppress(NotFoundError):
+            return await snapshots.prepare(container_id, remapped, labels=marks)
+    remapped = await _remapped(session, snapshots, parent, options, marks)
+    return await snapshots.prepare(container_id, remapped, labels=marks)
 
 
 async def _remapped(
