@@ -9,6 +9,7 @@ the boot, as processes do. A record of another boot is never trusted. Only the s
 """
 
 import contextlib
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
@@ -108,10 +109,30 @@ def write_file(place: str, record: Record) -> None:
         os.mkdir(os.path.dirname(place), 0o700)
         fd = os.open(beside, _FLAGS, 0o600)
     try:
-        os.write(fd, data)
+        while data:  # a disk that is nearly full takes a part of it, and says so at the next
+            data = data[os.write(fd, data) :]
+        os.rename(beside, place)
+    except OSError:
+        os.unlink(beside)
+        raise
     finally:
         os.close(fd)
-    os.rename(beside, place)
+
+
+def bury(bundle: str, record: Record, place: str) -> None:
+    """Put init's record elsewhere, from where its deletion goes on after a crash.
+
+    On a full disk the file itself goes there, so that a task can be deleted; what it says of the exit may be older.
+
+    Raises:
+        OSError: neither can be done.
+    """
+    try:
+        write_file(place, record)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.rename(path(bundle), place)
 
 
 def read(place: str) -> Record | None:

@@ -174,7 +174,7 @@ class Supervisor:
         task = self.task(container)
         async with task.deleting() as exit_:
             # Before the answer: whoever finds this after a crash removes the rest.
-            records.write_file(f"{self._place.gone}/{container}", task.init.record)
+            records.bury(task.bundle, task.init.record, f"{self._place.gone}/{container}")
         records.remove(task.bundle, "")
         del self._tasks[container]
         self._remove(task.init.record, task.runtime)

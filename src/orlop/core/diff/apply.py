@@ -17,9 +17,8 @@ from orlop.core.diff import Applied, LayerBlob
 from orlop.core.diff.extract import Limits
 from orlop.core.diff.processors import Step, running
 from orlop.core.diff.workers import JobError, Pool
-from orlop.core.mount import Mount, options
+from orlop.core.mount import Mount, disk, options
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_ONLY: Final = "ro"
 
 Progress = Callable[[int], None]
@@ -117,7 +116,7 @@ async def apply(
         async with running(steps, descriptor, payloads or {}) as source:
             done = await pool.run(plan.request(sync=sync, limits=limits or Limits()), source, tell=tell)
     except JobError as error:
-        raise failure(f"layer {layer.digest}", error) from error
+        raise failure(f"layer {layer.digest}", error, written=plan.directory, read=path) from error
     finally:
         os.close(descriptor)
     usage = done["usage"] or (None, None)
@@ -130,8 +129,14 @@ async def apply(
     )
 
 
-def failure(subject: str, error: JobError) -> errdefs.OrlopError:
-    """A job's failure as an error that names what it was about, phase, entry and reason."""
+def failure(
+    subject: str, error: JobError, *, written: str | None = None, read: Path | None = None
+) -> errdefs.OrlopError:
+    """A job's failure as an error that names what it was about, phase, entry and reason.
+
+    Args:
+        written, read: what is on the file systems that the job used; they are named if they may be the reason.
+    """
     message = error.message
     entry = f": entry {message['entry']}" if message.get("entry") else ""
     text = f"{subject}: {error.phase}{entry}: {message['text']}"
@@ -142,8 +147,12 @@ def failure(subject: str, error: JobError) -> errdefs.OrlopError:
             return errdefs.ResourceExhaustedError(text)
         case "changed":
             return errdefs.AbortedError(text)
-        case "os" if message["errno"] in _FULL:
-            return errdefs.ResourceExhaustedError(text, hint="free space on the file system of the snapshots")
+        case "os" if message["errno"] in disk.FULL:
+            where = f" on the file system at {disk.mount_point(written)}" if written else ""
+            return errdefs.ResourceExhaustedError(text + where, hint="free space on the file system of the snapshots")
+        case "os" if message["errno"] == errno.EIO and written and read is not None:
+            places = sorted({disk.mount_point(written), disk.mount_point(read)})
+            return errdefs.InternalError(f"{text} on the file system at {' or '.join(places)}")
         case "os" if message["errno"] == errno.EROFS:
             return errdefs.FailedPreconditionError(text)
         case "error":

@@ -99,6 +99,7 @@ class Collector:
     def collect(self, tx: Transaction) -> Stats:
         """Remove all that cannot be reached. A function for `Database.write`."""
         began = time.monotonic()
+        tx.frees = True
         graph = Graph.load(tx, is_open=self._content.is_open)
         reachable = mark(graph.roots, graph.references)
         marked = time.monotonic()

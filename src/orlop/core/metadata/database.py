@@ -6,6 +6,9 @@ sync. A function that raises takes back just its own changes. Callers, after-com
 COMMIT, in the order of the commits.
 
 Readers have a connection per thread and never wait for the writer.
+
+On a full disk what frees space is still written, out of a reserve (`reserve.py`); the rest is refused. After an error
+of the disk the transaction is taken back and the next one tries anew: nothing needs a restart.
 """
 
 import asyncio
@@ -24,6 +27,9 @@ from orlop.base import trace
 from orlop.base.errdefs import FailedPreconditionError, ResourceExhaustedError, UnavailableError
 from orlop.core.content import SharingPolicy
 from orlop.core.metadata import schema
+from orlop.core.metadata.reserve import NAME as RESERVE
+from orlop.core.metadata.reserve import Reserve
+from orlop.core.mount.disk import mount_point
 
 T = TypeVar("T")
 
@@ -48,6 +54,7 @@ class Transaction:
 
     Attributes:
         now: time of this function's run, nanoseconds since the epoch; use it for all rows that it writes.
+        frees: it deletes, and so may use the space that is kept for that when there is no other.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -58,6 +65,7 @@ class Transaction:
         self.undo: list[Callable[[], None]] = []
         self.deletions = 0
         self.mutations = 0
+        self.frees = False
 
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Run one statement; parameters always by placeholder."""
@@ -95,6 +103,7 @@ class Transaction:
         """Count a change that may make the collector worth running."""
         self.mutations += 1
         self.deletions += deletion
+        self.frees = self.frees or deletion
 
     def ensure_namespace(self, namespace: str) -> None:
         """Make the namespace's row if this is its first use. The name is validated at the service's edge."""
@@ -112,9 +121,17 @@ class _Write:
     def __init__(self, fn: Callable[[Transaction], Any]) -> None:
         self.fn = fn
         self.future: Future[Any] = Future()
+        self.clear()
+
+    def clear(self) -> None:
+        """As before it was run."""
         self.transaction: Transaction | None = None
         self.result: Any = None
         self.error: BaseException | None = None
+
+    def may_free(self) -> bool:
+        """Whether it frees space, or broke off before that could be known."""
+        return self.error is None and (self.transaction is None or self.transaction.frees)
 
 
 class Database:
@@ -146,14 +163,16 @@ class Database:
         self._closed = True
         self._thread: threading.Thread | None = None
         self._record = trace.recorder()
+        self._reserve = Reserve(path.with_name(f"{path.name}.{RESERVE}"))
 
     def __enter__(self) -> Self:
-        connection = self._open()
         try:
-            self._migrate(connection)
-        except BaseException:
-            connection.close()
-            raise
+            connection = self._open_migrated()
+        except UnavailableError:
+            if not self._reserve.spend():  # a full disk has no room for the files that SQLite makes on opening
+                raise
+            connection = self._open_migrated()
+        self._reserve.fill()
         self._closed = False
         self._thread = threading.Thread(target=self._run, args=(connection,), name="orlop-metadata", daemon=True)
         self._thread.start()
@@ -190,7 +209,11 @@ class Database:
         return result
 
     def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a quick look-up on this thread's own read-only connection; sees every finished write."""
+        """Run a quick look-up on this thread's own read-only connection; sees every finished write.
+
+        Raises:
+            UnavailableError: the disk does not give what is asked for; the next read tries anew.
+        """
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             if self._closed:
@@ -199,7 +222,12 @@ class Database:
             self._local.connection = connection
             with self._readers_lock:
                 self._readers.append(connection)
-        return fn(connection)
+        try:
+            return fn(connection)
+        except sqlite3.Error as error:
+            if _is_broken(error):
+                raise self._translate(error, "read") from error
+            raise
 
     def one(self, statement: str, parameters: Sequence[Any] = ()) -> sqlite3.Row | None:
         """The first row of a read, or None."""
@@ -217,6 +245,18 @@ class Database:
         write = _Write(fn)
         self._queue.put(write)
         return write.future
+
+    def _open_migrated(self) -> sqlite3.Connection:
+        connection = self._open()
+        try:
+            self._migrate(connection)
+        except sqlite3.Error as error:
+            connection.close()
+            raise UnavailableError(f"metadata database {self.path}: migrate: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _open(self, *, readonly: bool = False) -> sqlite3.Connection:
         try:
@@ -274,6 +314,33 @@ class Database:
 
     def _commit(self, connection: sqlite3.Connection, batch: list[_Write]) -> None:
         batch = [write for write in batch if write.future.set_running_or_notify_cancel()]
+        failure = self._try(connection, batch)
+        if failure is None:
+            self._reserve.fill()
+        elif isinstance(failure, ResourceExhaustedError) and any(write.may_free() for write in batch):
+            self._free(connection, batch, failure)
+            return
+        for write in batch:
+            self._tell(write, failure)
+
+    def _free(self, connection: sqlite3.Connection, batch: list[_Write], failure: BaseException) -> None:
+        """There is no space for all of `batch`: run what frees some, each alone and out of the reserve."""
+        self._reserve.spend()
+        for write in batch:
+            if write.may_free():
+                write.clear()
+                self._tell(write, self._try(connection, [write], full=failure))
+            else:
+                self._tell(write, failure)
+
+    def _try(
+        self, connection: sqlite3.Connection, batch: list[_Write], *, full: BaseException | None = None
+    ) -> BaseException | None:
+        """Run a batch and commit it; if that fails all is taken back, and this is why.
+
+        Args:
+            full: why not, for those that do not free space; by default all may use what there is.
+        """
         try:
             connection.execute("BEGIN IMMEDIATE")
             if len(batch) == 1:
@@ -281,6 +348,8 @@ class Database:
             else:
                 for write in batch:
                     self._apply(connection, write)
+            if full is not None and not all(write.may_free() for write in batch):
+                raise full
             start = trace.clock()
             connection.execute("COMMIT")
             if self._record is not None:
@@ -291,12 +360,8 @@ class Database:
                     write.transaction.take_back()
             with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself; the first error counts
                 connection.execute("ROLLBACK")
-            failure = self._translate(error)
-            for write in batch:
-                write.future.set_exception(write.error or failure)
-            return
-        for write in batch:
-            self._tell(write)
+            return error if error is full else self._translate(error)
+        return None
 
     def _apply(self, connection: sqlite3.Connection, write: _Write) -> None:
         """Run one function inside its savepoint: its errors stay its own, those of the disk are everyone's."""
@@ -329,10 +394,10 @@ class Database:
         else:
             write.transaction = transaction
 
-    def _tell(self, write: _Write) -> None:
+    def _tell(self, write: _Write, failure: BaseException | None) -> None:
         transaction = write.transaction
-        if transaction is None:
-            write.future.set_exception(write.error or UnavailableError("write was not run"))
+        if failure is not None or transaction is None:
+            write.future.set_exception(write.error or failure or UnavailableError("write was not run"))
             return
         for hook in transaction.hooks:
             hook()
@@ -343,10 +408,14 @@ class Database:
             self.on_mutation(transaction.mutations, transaction.deletions)
         write.future.set_result(write.result)
 
-    def _translate(self, error: BaseException) -> BaseException:
-        if isinstance(error, sqlite3.Error) and error.sqlite_errorname == "SQLITE_FULL":
-            return ResourceExhaustedError(f"metadata database {self.path}: commit: no space left on its file system")
-        return UnavailableError(f"metadata database {self.path}: commit: {error}")
+    def _translate(self, error: BaseException, phase: str = "commit") -> BaseException:
+        what = f"metadata database {self.path}: {phase}"
+        name = getattr(error, "sqlite_errorname", None) or ""
+        if name.startswith("SQLITE_FULL"):
+            return ResourceExhaustedError(f"{what}: no space left on the file system at {mount_point(self.path)}")
+        if name.startswith("SQLITE_IOERR"):
+            return UnavailableError(f"{what}: {error} ({name}) on the file system at {mount_point(self.path)}")
+        return UnavailableError(f"{what}: {error}")
 
 
 def _is_broken(error: BaseException) -> bool:

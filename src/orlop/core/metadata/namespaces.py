@@ -117,6 +117,7 @@ class NamespaceStore:
             FailedPreconditionError: something is left in it; the text names the kinds.
             NotFoundError
         """
+        tx.frees = True
         left = self.leftovers(tx, name)
         if left:
             raise FailedPreconditionError(

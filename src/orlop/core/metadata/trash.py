@@ -83,6 +83,7 @@ class Trash:
         Raises:
             OSError: it cannot be renamed; nothing has changed then.
         """
+        tx.frees = True
         number = next(self._numbers)
         origin = path.relative_to(self.root).as_posix()
         target = self.directory / f"{number:x}~{origin.replace('%', '%25').replace('/', '%2F')}"
@@ -146,6 +147,7 @@ class Trash:
         taken, paths[:] = list(paths), []
 
         def forget(tx: Transaction) -> int:
+            tx.frees = True
             for path in taken:
                 tx.execute("DELETE FROM trash WHERE path = ?", (path,))
             return len(taken)

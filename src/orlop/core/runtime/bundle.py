@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Final
 
 from orlop.base import identifiers, json_text
-from orlop.base.errdefs import InternalError, InvalidArgumentError, ResourceExhaustedError, UnknownError
+from orlop.base.errdefs import InternalError, InvalidArgumentError, UnknownError
 from orlop.core import trees
+from orlop.core.mount import disk
 from orlop.core.mount.perform import unmount_all
 
 log: Final = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ log: Final = logging.getLogger(__name__)
 SPEC_TYPE_PREFIX: Final = "types.containerd.io/opencontainers/runtime-spec/"
 # As in containerd; our supervisor reads it, too.
 SANDBOX_FILE: Final = "sandbox"
-_FULL: Final = frozenset({28, 122})  # ENOSPC, EDQUOT
 _serial: Final = itertools.count()
 
 
@@ -216,8 +216,8 @@ class Bundles:
                     (bundle.path / "config.json").write_bytes(spec)
                 undo.pop_all()
         except OSError as error:
-            cls = ResourceExhaustedError if error.errno in _FULL else InternalError
-            raise cls(f'task "{task_id}": create bundle {bundle.path}: {error}') from error
+            what = f'task "{task_id}": create bundle {bundle.path}'
+            raise disk.failure(what, error.filename or bundle.path.parent, error) from error
         return bundle
 
     def __iter__(self) -> Iterator[Bundle]:

@@ -31,7 +31,7 @@ from orlop.base import labels as labelling
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.rows import check_key, decode_map
 from orlop.core.metadata.trash import Trash
-from orlop.core.mount import Mount
+from orlop.core.mount import Mount, disk
 from orlop.core.snapshots import UNPACK_KEY_PREFIX, Info, Kind, Snapshot, Snapshotter, Usage, inherited, rows
 from orlop.core.snapshots.ledger import Commit, Creation, Ledger, as_snapshot
 from orlop.core.snapshots.numbers import Numbers
@@ -44,7 +44,7 @@ PAGE: Final = 100
 _CLASSES: Final[Mapping[int | None, type[errdefs.OrlopError]]] = {
     errno.EBUSY: errdefs.FailedPreconditionError,
     **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EMLINK, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+        (errno.EMLINK, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
         errdefs.ResourceExhaustedError,
     ),
 }
@@ -464,5 +464,6 @@ def _in_words(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cls = _CLASSES.get(error.errno, errdefs.InternalError)
-        raise cls(f"{what}: {error}") from error
+        if error.errno in _CLASSES:
+            raise _CLASSES[error.errno](f"{what}: {error}") from error
+        raise disk.failure(what, error.filename, error) from error

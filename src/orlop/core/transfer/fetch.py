@@ -21,6 +21,7 @@ from orlop.base.errdefs import (
     NotFoundError,
     OrlopError,
     OutOfRangeError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from orlop.base.labels import DISTRIBUTION_SOURCE
@@ -36,6 +37,8 @@ from orlop.oci.image import MAX_MANIFEST_SIZE, Descriptor, decode_index, decode_
 
 # Pieces from the network are joined to messages of about this size.
 _JOIN_BYTES: Final = 512 << 10
+# From so many bytes on an image's manifest is held against the disk before any of its layers is fetched.
+_MANY_BYTES: Final = 16 << 20
 # How often the state of a blob that someone else is fetching is looked at, in seconds.
 _LOOK_S: Final = 0.2
 
@@ -116,10 +119,42 @@ class Fetching:
         wanted, labels = await aside(len(blob), self._look_into, descriptor, blob)
         if labels:
             await self._content.label(descriptor.digest, labels)
+        if media_types.is_manifest(descriptor.media_type):
+            await self._ask_for_room(descriptor, wanted)
         parent = ref_key(descriptor)
         for child in wanted:
             found_in(self._parents, child.digest, parent)
         return wanted
+
+    async def _ask_for_room(self, manifest: Descriptor, wanted: Sequence[Descriptor]) -> None:
+        """Ask the store whether the blobs of a manifest fit: by an ingest as large as what is missing of them.
+
+        Raises:
+            ResourceExhaustedError: even the compressed layers do not fit. A store that does not look at sizes says yes.
+        """
+        if sum(one.size for one in wanted) < _MANY_BYTES:
+            return
+        missing = sum([await self._missing(one) for one in wanted])
+        if missing < _MANY_BYTES:
+            return
+        ref = f"room-for-{manifest.digest}"
+        try:
+            async with await self._content.writer(ref, size=missing):
+                pass
+            await self._content.abort(ref)
+        except ResourceExhaustedError as error:
+            error.add_note(f"while fetching {ref_key(manifest)} of {self._name}")
+            raise
+        except (AlreadyExistsError, NotFoundError, UnavailableError):
+            return  # another pull of it asks just now
+
+    async def _missing(self, blob: Descriptor) -> int:
+        if await self._content.exists(blob.digest):
+            return 0
+        try:
+            return max(blob.size - await self._content.offset(ref_key(blob)), 0)
+        except NotFoundError:
+            return blob.size
 
     def _look_into(self, descriptor: Descriptor, blob: bytes) -> tuple[list[Descriptor], dict[str, str]]:
         """The children of a document that are wanted, and the labels that keep all of them.

@@ -11,14 +11,12 @@ All of this blocks; it belongs in a thread, small writes aside.
 """
 
 import contextlib
-import errno
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from orlop.base.errdefs import ResourceExhaustedError
+from orlop.core.mount import disk
 from orlop.oci.digest import Digest, new_hash
 
 if TYPE_CHECKING:
@@ -88,15 +86,17 @@ class Ingest:
                     at += count
                     view = view[count:]
             except OSError:
-                os.ftruncate(self._fd, self.offset)
+                with contextlib.suppress(OSError):  # a failing disk; the first error counts
+                    os.ftruncate(self._fd, self.offset)
                 raise
         self._hash.update(data)
         self.offset = at
 
     def truncate(self) -> None:
         """Forget all bytes."""
-        self._note_synced(0)
-        os.ftruncate(self._fd, 0)
+        with self._disk("truncate"):
+            self._note_synced(0)
+            os.ftruncate(self._fd, 0)
         self._hash = new_hash(self.algorithm)
         self.offset = 0
 
@@ -123,7 +123,8 @@ class Ingest:
         try:
             if keep and self.directory.exists():
                 self.sync()
-                self._note_synced(self.offset)
+                with self._disk("close"):
+                    self._note_synced(self.offset)
         finally:
             self._close()
 
@@ -149,16 +150,8 @@ class Ingest:
     def _note_synced(self, length: int) -> None:
         (self.directory / "synced").write_text(f"{boot_id()} {length}\n")
 
-    @contextlib.contextmanager
-    def _disk(self, phase: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise ResourceExhaustedError(
-                    f"ingest {self.name}: {phase}: no space left on the file system of {self.directory.parent}"
-                ) from error
-            raise
+    def _disk(self, phase: str) -> contextlib.AbstractContextManager[None]:
+        return disk.in_words(f"ingest {self.name}: {phase}", self.directory.parent)
 
 
 def hash_file(fd: int, length: int, algorithm: str) -> "Hash":

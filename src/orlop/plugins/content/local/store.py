@@ -34,6 +34,7 @@ from orlop.base.errdefs import (
     DataLossError,
     InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from orlop.core.content import Info, SharingPolicy, Status, adapt_status
@@ -41,9 +42,11 @@ from orlop.core.metadata import Database, Transaction, leases
 from orlop.core.metadata import content as rows
 from orlop.core.metadata.rows import check_key
 from orlop.core.metadata.trash import Trash
+from orlop.core.mount import disk
 from orlop.oci.digest import Digest
 from orlop.plugins.content.local import sweep as sweeping
 from orlop.plugins.content.local.ingest import Ingest, stat_data
+from orlop.plugins.content.local.room import Room
 from orlop.plugins.content.local.sweep import Swept
 from orlop.plugins.content.local.writer import LocalWriter
 
@@ -73,7 +76,11 @@ class LocalReader:
 
     def pread(self, offset: int, length: int) -> bytes:
         """`read_at` for threads."""
-        return os.pread(self.fd, length, offset)
+        try:
+            return os.pread(self.fd, length, offset)
+        except OSError as error:
+            path = os.readlink(f"/proc/self/fd/{self.fd}")
+            raise disk.failure(f"content {path}: read at {offset}", path, error) from error
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1
@@ -94,6 +101,7 @@ class LocalStore:
         self._refs_lock = threading.Lock()
         self._commits: Counter[str] = Counter()
         self._commits_lock = threading.Lock()
+        self._room = Room(root, self._written)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="orlop-content")
 
     def close(self) -> None:
@@ -261,6 +269,7 @@ class LocalStore:
         opening = _Opening(self, namespace, ref, total, expected, lease, owner_uid)
         opening.lock()
         try:
+            self.announce(namespace, ref, lease, total, expected)
             opening.take(await self.db.write(opening.record))
             return await self.run(opening.files)
         except BaseException:
@@ -281,6 +290,7 @@ class LocalStore:
         opening = _Opening(self, namespace, ref, total, expected, lease, owner_uid)
         opening.lock()
         try:
+            self.announce(namespace, ref, lease, total, expected)
             opening.take(self.db.write_sync(opening.record))
             return opening.files()
         except BaseException:
@@ -343,8 +353,25 @@ class LocalStore:
 
     def unlock(self, namespace: str, ref: str) -> None:
         """Let others write the ref."""
+        self._room.forget((namespace, ref))
         with self._refs_lock:
             self._refs.pop((namespace, ref), None)
+
+    def announce(self, namespace: str, ref: str, lease: str, total: int, expected: str) -> None:
+        """Refuse what cannot fit, unless it is here already. Raises ResourceExhaustedError."""
+        try:
+            self._room.announce((namespace, ref), lease, total)
+        except ResourceExhaustedError:
+            if not expected or self._blob_length(expected) != total:
+                raise
+
+    def _written(self, ref: tuple[str, str]) -> int:
+        with self._refs_lock:
+            writer = self._refs.get(ref, (0.0, None))[1]
+        if writer is not None:
+            return writer.status().offset
+        row = rows.find_ingest(self.db, *ref)
+        return 0 if row is None else stat_data(self.ingest_path(row.key))[0]
 
     def begin_commit(self, digest: str) -> None:
         """From now on nobody removes the blob's file, until `end_commit`."""

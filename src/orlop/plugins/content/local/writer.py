@@ -19,6 +19,7 @@ from orlop.base.quoting import quote
 from orlop.core.content import Info, Status
 from orlop.core.metadata import Transaction, leases
 from orlop.core.metadata import content as rows
+from orlop.core.mount import disk
 from orlop.oci.digest import HEX_LENGTHS, Digest
 from orlop.plugins.content.local.ingest import Ingest, stat_data, sync_directory
 
@@ -196,12 +197,13 @@ class LocalWriter:
         return digest
 
     def _rename(self, target: Path) -> None:
-        if target.exists():
-            return
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.chmod(self._ingest.data, 0o444)
-        os.rename(self._ingest.data, target)
-        sync_directory(target.parent)
+        with disk.in_words(f"ingest {self._ingest.name}: commit", self._store.root):
+            if target.exists():
+                return
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.chmod(self._ingest.data, 0o444)
+            os.rename(self._ingest.data, target)
+            sync_directory(target.parent)
 
     def _take_back(self, digest: Digest) -> None:
         """After a transaction that failed: the bytes are the ingest's again, unless another record needs them."""
