@@ -17,6 +17,8 @@ from bench.rows import ROWS, Row
 from tools import daemons, host, peers, residue
 from tools.daemons import Registry
 
+PEERS = ("containerd", "ctr", "docker-registry", "unpigz")  # without unpigz, containerd would not be at its best
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description="orlopd beside Debian's containerd, on this machine")
@@ -30,7 +32,7 @@ def main() -> int:
     wanted = options.only.split(",")
     if unknown := set(wanted) - set(keys):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(keys)}")
-    refusal = host.forbids_root_tests() or host.lacks_peer("containerd") or host.lacks_peer("docker-registry")
+    refusal = host.forbids_root_tests() or next(filter(None, map(host.lacks_peer, PEERS)), None)
     if refusal:
         print(f"bench: nothing to compare: {refusal}", file=sys.stderr)
         return 1
@@ -63,7 +65,7 @@ def run(directory: Path, rows: Sequence[Row], profiled: bool, options: argparse.
         for row in rows:
             samples = row.measure(sides, options.runs or row.runs)
             results.append((row, samples))
-            print(report.line(row, samples, first, second), flush=True)
+            print(report.line(row, samples), flush=True)
         extra: dict[str, Any] = {"pair": [first, second], "runtime": options.runtime, "store": options.store}
         if profiled and not options.ruler:
             taken = profile.profile(place, registry)

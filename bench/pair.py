@@ -58,12 +58,19 @@ def finish(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @dataclass(slots=True)
 class Samples:
-    """What a row measured on each side, in the order of measuring."""
+    """What a row measured on each side, in the order of measuring; and what was measured beside it, by title."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
+    beside: "dict[str, Samples]" = field(default_factory=dict)
 
     def add(self, side: str, value: float) -> None:
         self.values.setdefault(side, []).append(value)
+
+    def forget(self, runs: int) -> None:
+        """Drop the first figures of all sides together, those of warming up, which came in turns."""
+        sides = len(self.values)
+        for values in self.values.values():
+            del values[: runs // sides]
 
     def median(self, side: str) -> float:
         return statistics.median(self.values[side])

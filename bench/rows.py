@@ -4,27 +4,28 @@ A row's function gets the sides and the number of runs, and returns samples of e
 found it, so that rows can be picked and put in any order.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import orlop
-from bench import memory
-from bench.pair import Samples, Side, alternate, finish, start
+from bench import hugetlb, layers, many, metadata
+from bench.pair import Samples, Side, alternate, containerd_side, finish, start
 from tools import images
 from tools.images import Image
-
-IDLE_CONTAINERS: Final = 50
-GROWTH_FROM: Final = 50
-GROWTH_TO: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One line of the table.
 
-    `target` is the ratio to containerd that is aimed at, or None where nothing is promised.
+    Attributes:
+        target: the ratio to containerd that is aimed at, or None where none is promised.
+        most: units that the first side may take, where it is not compared by a ratio.
+        more: units that it may take beyond the second side.
     """
 
     key: str
@@ -33,6 +34,8 @@ class Row:
     target: float | None
     runs: int
     measure: Callable[[Sequence[Side], int], Samples]
+    most: float | None = None
+    more: float | None = None
 
 
 def life(sides: Sequence[Side], runs: int) -> Samples:
@@ -116,80 +119,39 @@ def output(sides: Sequence[Side], runs: int) -> Samples:
     return alternate(sides, measure, runs=runs)
 
 
-def idle_growth(sides: Sequence[Side], runs: int) -> Samples:
-    """What a container more costs, from `GROWTH_FROM` idle ones to `GROWTH_TO` (PSS): kilobytes each."""
-    del runs
-    image = _imported(sides, "busybox")
-    samples = Samples()
-    for side in sides:
-        names = [f"grow-{number}" for number in range(GROWTH_TO)]
-        seen = []
-        for number, name in enumerate(names, start=1):
-            side.ctr("run", "--detach", *side.run_options, image.reference, name, "sleep", "100000")
-            if number in (GROWTH_FROM, GROWTH_TO):
-                seen.append(sum(memory.outside_containers(side.engine, side.ctr).values()))
-        samples.add(side.name, max((seen[1] - seen[0]) / (GROWTH_TO - GROWTH_FROM) / 1e3, 0.0))
-        for name in names:
-            side.ctr("tasks", "rm", "--force", name)
-            side.ctr("containers", "rm", name)
-    return samples
+def ruler(sides: Sequence[Side], runs: int) -> Samples:
+    """containerd beside a second one of the same kind, through `ctr run --rm`: how far the ruler is off."""
+    reference = sides[-1]
+    directory = reference.engine.directory.parent / "ruler"
+    second = containerd_side(directory, reference.registry, name=f"{reference.name} again")
+    with second.engine:
+        return life([second, reference], runs)
 
 
-def idle_memory(sides: Sequence[Side], runs: int) -> Samples:
-    """PSS outside the containers, with fifty idle ones: megabytes."""
-    del runs  # memory does not jitter as time does
-    image = _imported(sides, "busybox")
-    samples = Samples()
-    for side in sides:
-        names = [f"idle-{number}" for number in range(IDLE_CONTAINERS)]
-        for name in names:
-            side.ctr("run", "--detach", *side.run_options, image.reference, name, "sleep", "100000")
-        samples.add(side.name, sum(memory.outside_containers(side.engine, side.ctr).values()) / 1e6)
-        for name in names:
-            side.ctr("tasks", "rm", "--force", name)
-            side.ctr("containers", "rm", name)
-    return samples
+def life_on_crun(sides: Sequence[Side], runs: int) -> Samples:
+    """`life`, with crun on orlop's side."""
+    with hugetlb.mounted():
+        return life(_on_crun(sides), runs)
 
 
-def import_and_unpack(sides: Sequence[Side], runs: int) -> Samples:
-    """`ctr images import` of the Debian image's archive, which also unpacks: milliseconds."""
-    image = images.image("debian")
-
-    def measure(side: Side) -> float:
-        began = time.perf_counter()
-        side.ctr("images", "import", image.archive)
-        taken = (time.perf_counter() - began) * 1e3
-        side.ctr("images", "rm", "--sync", image.reference)
-        return taken
-
-    return alternate(sides, measure, runs=runs)
+def life_at_once_on_crun(sides: Sequence[Side], runs: int) -> Samples:
+    """`life_at_once`, with crun on orlop's side."""
+    with hugetlb.mounted():
+        return life_at_once(_on_crun(sides), runs)
 
 
-def pull_and_unpack(sides: Sequence[Side], runs: int) -> Samples:
-    """`ctr images pull` of the Debian image from a registry on loopback: milliseconds."""
-    image = images.image("debian")
-    reference = sides[0].registry.push(image)
-
-    def measure(side: Side) -> float:
-        began = time.perf_counter()
-        side.ctr("images", "pull", "--plain-http", reference)
-        taken = (time.perf_counter() - began) * 1e3
-        side.ctr("images", "rm", "--sync", reference)
-        return taken
-
-    return alternate(sides, measure, runs=runs)
+def _on_crun(sides: Sequence[Side]) -> list[Side]:
+    first, *others = sides
+    first.counter += 1_000_000  # the ids of both go on from there
+    return [dataclasses.replace(first, run_options=["--runc-binary", "crun"]), *others]
 
 
 ROWS: Final[Sequence[Row]] = (
-    Row(
-        key="start",
-        title="create, start, wait, delete (ctr run --rm)",
-        unit="ms",
-        target=0.85,
-        runs=20,
-        measure=life,
-    ),
-    Row(key="start-8", title="the same, 8 at once, each", unit="ms", target=0.85, runs=6, measure=life_at_once),
+    Row(key="ruler", title="containerd beside itself (ctr run --rm)", unit="ms", target=None, runs=10, measure=ruler),
+    Row(key="start", title="create, start, wait, delete (ctr run --rm)", unit="ms", target=0.6, runs=20, measure=life),
+    Row(key="start-8", title="the same, 8 at once, each", unit="ms", target=0.62, runs=6, measure=life_at_once),
+    Row(key="crun", title="the first, orlop on crun", unit="ms", target=0.47, runs=20, measure=life_on_crun),
+    Row(key="crun-8", title="8 at once, orlop on crun", unit="ms", target=0.47, runs=6, measure=life_at_once_on_crun),
     Row(
         key="python",
         title="the same by a Python program / by ctr",
@@ -202,22 +164,98 @@ ROWS: Final[Sequence[Row]] = (
     Row(key="output", title="2 GB of output to the client", unit="ms", target=0.7, runs=3, measure=output),
     Row(
         key="memory",
-        title=f"memory outside {IDLE_CONTAINERS} idle containers (PSS)",
+        title=f"memory outside {many.IDLE} idle containers (PSS)",
         unit="MB",
-        target=0.4,
+        target=0.14,
         runs=1,
-        measure=idle_memory,
+        measure=many.idle_memory,
     ),
     Row(
-        key="growth",
-        title=f"memory of one more, {GROWTH_FROM} to {GROWTH_TO} idle",
-        unit="kB",
-        target=0.03,
-        runs=1,
-        measure=idle_growth,
+        key="import",
+        title="import and unpack, Debian",
+        unit="ms",
+        target=None,
+        runs=5,
+        measure=layers.import_and_unpack,
     ),
-    Row(key="import", title="import and unpack, Debian", unit="ms", target=0.6, runs=5, measure=import_and_unpack),
-    Row(key="pull", title="pull and unpack, Debian", unit="ms", target=0.6, runs=5, measure=pull_and_unpack),
+    Row(key="pull", title="pull and unpack, Debian", unit="ms", target=None, runs=5, measure=layers.pull_and_unpack),
+    Row(
+        key="large",
+        title="import and unpack one gzip layer, 900 MB, 60,000 files",
+        unit="ms",
+        target=0.35,
+        runs=3,
+        measure=layers.import_and_unpack_large,
+    ),
+    Row(
+        key="ten-gzip",
+        title="unpack ten layers of 100 MB, gzip",
+        unit="ms",
+        target=0.3,
+        runs=3,
+        measure=partial(layers.unpack_ten, name="ten-gzip"),
+    ),
+    Row(
+        key="ten-zstd",
+        title="unpack ten layers of 100 MB, zstd",
+        unit="ms",
+        target=0.3,
+        runs=3,
+        measure=partial(layers.unpack_ten, name="ten-zstd"),
+    ),
+    Row(
+        key="pull-20",
+        title="pull and unpack 20 layers of 20 MB",
+        unit="ms",
+        target=0.35,
+        runs=3,
+        measure=layers.pull_and_unpack_twenty,
+    ),
+    Row(
+        key="import-only",
+        title="import 1 GB, not unpacked",
+        unit="ms",
+        target=0.8,
+        runs=3,
+        measure=layers.import_only,
+    ),
+    Row(key="export", title="export 1 GB", unit="ms", target=0.8, runs=3, measure=layers.export),
+    Row(key="writes", title="metadata writes, 8 clients", unit="ms", target=1.0, runs=5, measure=metadata.writes),
+    Row(key="reads", title="metadata reads, 8 clients", unit="ms", target=2.0, runs=5, measure=metadata.reads),
+    Row(
+        key="containers-ls",
+        title=f"ctr containers ls of {many.ENTRIES}",
+        unit="ms",
+        target=1.5,
+        runs=5,
+        measure=many.list_containers,
+    ),
+    Row(
+        key="images-ls",
+        title=f"ctr images ls of {many.ENTRIES}",
+        unit="ms",
+        target=1.5,
+        runs=5,
+        measure=many.list_images,
+    ),
+    Row(
+        key="tasks-ls",
+        title=f"ctr tasks ls of {many.TASKS}",
+        unit="ms",
+        target=1.5,
+        runs=5,
+        measure=many.list_tasks,
+    ),
+    Row(
+        key="start-up",
+        title="orlopd's start to its first answer",
+        unit="ms",
+        target=None,
+        runs=7,
+        measure=many.start_up,
+        most=800,
+        more=100,
+    ),
 )
 
 
