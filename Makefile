@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 300
+MINUTES ?= 20
+SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup system peers demo test check check-format check-lint check-types check-imports check-protos \
-	test-trixie interop-trixie bench fuzz protos lock format
+	test-trixie interop-trixie bench fuzz soak protos lock format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +64,9 @@ check-protos:
 
 fuzz: setup ## bad input for FUZZ_SECONDS (300): parsers and a daemon; guided by coverage where atheris is installed
 	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
+
+soak: setup ## load a daemon for MINUTES (20) and look for what leaks; latencies are printed
+	@$(BIN)/python -m tools.soak --minutes $(MINUTES) $(SOAK_ARGS)
 
 bench: setup ## orlopd beside containerd on this machine, alternating; medians and ratios (ONLY=start,memory picks)
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(BENCH_ARGS)
