@@ -2,8 +2,9 @@
 
 Marks decide what a test needs: `root` (mounts, Linux namespaces, cgroups, an OCI runtime), `interop` (Debian's
 containerd and its clients). What the host cannot give skips the test with the reason. Daemons that a test may share
-live as long as the session (`containerd`, `registry`, `orlopd`); a test that kills one makes its own (`new_orlopd`,
-`new_containerd`).
+live as long as the session (`containerd`, `registry`, `orlopd`) and collect only on request, so that what one test
+removes does not sweep away what another is about to use; a test that kills one makes its own (`new_orlopd`,
+`new_containerd`), with a collector as users have it.
 """
 
 import os
@@ -19,7 +20,7 @@ import pytest
 
 from orlop.linux.signals import reset_internal
 from tools import daemons, host, images, peers, residue
-from tools.daemons import Containerd, Ctr, Orlopd, Registry
+from tools.daemons import COLLECT_ON_REQUEST, Containerd, Ctr, Orlopd, Registry
 from tools.images import Image
 
 # GNU make starts us by posix_spawn(3), which leaves these ignored; daemons and containers would inherit that.
@@ -126,28 +127,28 @@ def short_directory() -> Iterator[Path]:
 def containerd(short_directory: Path) -> Iterator[Containerd]:
     """Debian's containerd, shared by the session."""
     _need("containerd", "ctr", "containerd-shim-runc-v2")
-    with Containerd(short_directory / "containerd") as daemon:
+    with Containerd(short_directory / "containerd", config=COLLECT_ON_REQUEST) as daemon:
         yield daemon
 
 
 @pytest.fixture(scope="session")
 def orlopd(short_directory: Path) -> Iterator[Orlopd]:
     """Our daemon, shared by the session."""
-    with Orlopd(short_directory / "orlopd") as daemon:
+    with Orlopd(short_directory / "orlopd", config=COLLECT_ON_REQUEST) as daemon:
         yield daemon
 
 
 @pytest.fixture(scope="session")
 def lean_orlopd(short_directory: Path) -> Iterator[Orlopd]:
     """Our daemon with its own gRPC door, whatever the others of this run have."""
-    with Orlopd(short_directory / "lean", door="lean") as daemon:
+    with Orlopd(short_directory / "lean", config=COLLECT_ON_REQUEST, door="lean") as daemon:
         yield daemon
 
 
 @pytest.fixture(scope="session")
 def grpcio_orlopd(short_directory: Path) -> Iterator[Orlopd]:
     """Our daemon with grpcio's door, whatever the others of this run have."""
-    with Orlopd(short_directory / "grpcio", door="grpcio") as daemon:
+    with Orlopd(short_directory / "grpcio", config=COLLECT_ON_REQUEST, door="grpcio") as daemon:
         yield daemon
 
 

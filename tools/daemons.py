@@ -31,6 +31,15 @@ PASSWORD: Final = "cargo"
 HTPASSWD: Final = "orlop:$2y$05$Rx9EYQno5i4zV8.jAtGKZOApZP/MRKsAvAPTUSkv9XTcIagE.5eOS\n"
 
 
+COLLECT_ON_REQUEST: Final = """
+[plugins."io.containerd.gc.v1.scheduler"]
+pause_threshold = 0.000001
+mutation_threshold = 0
+startup_delay = "1h"
+"""
+"""Configuration, theirs and ours: collections happen when a client asks for one and at no other time."""
+
+
 class DaemonError(Exception):
     """A daemon did not start, or did not do what was asked; the text ends with the end of its log."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from orlop.base import platforms
 from orlop.base.errdefs import AlreadyExistsError
-from orlop.base.labels import SNAPSHOT_REF
+from orlop.base.labels import GC_ROOT, SNAPSHOT_REF
 from orlop.client.pull import PullOptions
 from orlop.core.kinds import SNAPSHOTTER
 from orlop.core.plugin import Registration
@@ -68,7 +68,7 @@ def test_what_a_remote_snapshotter_has_is_not_fetched(short_directory, service):
             fetched = [one for one in LAYERS if registry.requests("GET", Digest.of(one))]
             image = await engine.images.get(reference)
             assert await image.is_unpacked("remote")
-            view = await engine.snapshots("remote").view("look", await image.chain_id())
+            view = await engine.snapshots("remote").view("look", await image.chain_id(), labels={GC_ROOT: "1"})
             names = _sizes(Path(view[0].source))
             await engine.snapshots("remote").remove("look")
             return fetched, names

@@ -15,18 +15,9 @@ from tests.interop.api.programs import PROGRAMS
 from tests.interop.api.run import Peer, compare
 from tests.interop.api.steps import Program
 from tests.interop.differences import API
-from tools.daemons import Containerd, Orlopd
+from tools.daemons import COLLECT_ON_REQUEST, Containerd, Orlopd
 
 pytestmark = [pytest.mark.root, pytest.mark.interop]
-
-# Collections happen when a program asks for one and at no other time.
-COLLECT_ON_REQUEST = """
-[plugins."io.containerd.gc.v1.scheduler"]
-pause_threshold = 0.000001
-mutation_threshold = 0
-startup_delay = "1h"
-"""
-
 
 ISOLATED = """
 [plugins."io.containerd.metadata.v1.bolt"]

@@ -53,7 +53,7 @@ def containerd_with_ours(short_directory: Path) -> Iterator[Containerd]:
     environment = daemons.environment()
     environment["PATH"] = f"{daemons.BIN}:{environment['PATH']}"
     environment |= {"ORLOP_STATE": str(directory / "o"), "ORLOP_SHIM_LINGER": "1"}
-    with Containerd(directory, env=environment) as daemon:
+    with Containerd(directory, config=daemons.COLLECT_ON_REQUEST, env=environment) as daemon:
         yield daemon
 
 
