@@ -42,12 +42,14 @@ class Call:
         metadata: header values by lower-case name; the first value counts for namespace and lease.
         deadline: point on the event loop's clock (seconds) after which the caller has gone, or None.
         max_message: the largest message in bytes that the caller accepts.
+        bound: the one namespace that the caller may learn of; empty where it may of all. Then `namespace` is the same.
     """
 
     peer: Peer
     metadata: Mapping[str, str] = field(default_factory=dict)
     deadline: float | None = None
     max_message: int = 16 << 20
+    bound: str = ""
 
     @property
     def namespace(self) -> str:

@@ -17,6 +17,7 @@
     [plugins."io.containerd.server.v1.metrics"]  address: Prometheus, off without one
     [plugins."type.id"]                          the plug-in's own keys
     [runtimes]                                   ours: runtime name = path of the shim that serves it
+    [sockets.NAME] address, namespace, role, …   ours: sockets for one namespace and a role, see docs/roles.md
     entry_points                                 ours: load plug-ins of other distributions (code in a root daemon)
     warm_cgroups                                 ours: keep the kernel's cgroup lock warm while a container is to start
 
@@ -136,6 +137,27 @@ class ProxyPlugin:
 
 
 @dataclass(kw_only=True)
+class BoundSocket:
+    """A socket for one namespace; both gRPC and, at `.ttrpc`, ttrpc. See `orlop.server.roles`.
+
+    Attributes:
+        role: read, run or full.
+        mode: of the socket's file; with `uid` and `gid` it decides who may connect.
+        runtimes: names that containers made through it may ask for.
+        fifo_directory: where FIFOs of its clients must lie; below the state directory if empty. The daemon makes it.
+    """
+
+    address: str = ""
+    namespace: str = ""
+    role: str = ""
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o660
+    runtimes: list[str] = field(default_factory=lambda: ["io.containerd.runc.v2", "io.containerd.orlop.v1"])
+    fifo_directory: str = ""
+
+
+@dataclass(kw_only=True)
 class Config:
     """The whole configuration; `plugins` holds raw tables until the plug-in's own class reads them.
 
@@ -157,6 +179,7 @@ class Config:
     stream_processors: dict[str, StreamProcessor] = field(default_factory=processors.defaults)
     timeouts: dict[str, str] = field(default_factory=dict)
     runtimes: dict[str, str] = field(default_factory=dict)
+    sockets: dict[str, BoundSocket] = field(default_factory=dict)
     plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
     grpc: Grpc = field(default_factory=Grpc, metadata={"plugin": "io.containerd.server.v1.grpc"})
     grpc_tcp: GrpcTcp = field(default_factory=GrpcTcp, metadata={"plugin": "io.containerd.server.v1.grpc-tcp"})

@@ -15,7 +15,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -26,7 +26,7 @@ from orlop.core.kinds import GRPC, TASK_MONITOR, TRACING, TTRPC
 from orlop.core.plugin import Registration
 from orlop.linux.cgroup_warmth import Warmth
 from orlop.server import builtins, reload
-from orlop.server.config import DOORS, MESSAGE_LIMIT, Config
+from orlop.server.config import DOORS, MESSAGE_LIMIT, BoundSocket, Config, Grpc
 from orlop.server.counting import Calls, counted
 from orlop.server.doors import sockets
 from orlop.server.doors.ttrpc import TtrpcDoor
@@ -112,7 +112,7 @@ class Daemon:
         config = self.config
         async with contextlib.AsyncExitStack() as stack:
             if grpc:
-                await stack.enter_async_context(self._grpc_door())
+                await stack.enter_async_context(self._grpc_door(self.services, config.grpc))
             everything = [*self.services, *self.graph.all(TTRPC).values()]
             path = sockets.path_of(config.ttrpc_address)
             ttrpc_door = TtrpcDoor(path, everything, uid=config.ttrpc.uid, gid=config.ttrpc.gid)
@@ -122,6 +122,8 @@ class Daemon:
 
                 tcp = await stack.enter_async_context(TcpDoor(config.grpc_tcp, self.services))
                 log.info("serving gRPC on TCP", extra={"address": tcp.address})
+            for name, one in config.sockets.items():
+                await self._bound(stack, name, one, grpc=grpc)
             for pages in self._pages():
                 await stack.enter_async_context(pages)
                 log.info("serving HTTP", extra={"address": ", ".join(pages.addresses)})
@@ -144,7 +146,23 @@ class Daemon:
             socket = config.debug_socket
             yield HttpDoor(socket.address, debugging.pages(), uid=socket.uid, gid=socket.gid)
 
-    def _grpc_door(self) -> AbstractAsyncContextManager[object]:
+    async def _bound(self, stack: contextlib.AsyncExitStack, name: str, one: BoundSocket, *, grpc: bool) -> None:
+        """Listen for one namespace in a role."""
+        # Late: who has no such socket imports nothing for it.
+        from orlop.server import roles
+        from orlop.server.roles.setup import tenant
+
+        owner = tenant(name, one, self.config, self.graph)
+        services = roles.bound(self.services, owner)
+        if grpc:
+            await stack.enter_async_context(self._grpc_door(services, one))
+        path = sockets.path_of(f"{one.address}.ttrpc")
+        await stack.enter_async_context(TtrpcDoor(path, services, uid=one.uid, gid=one.gid, mode=one.mode))
+        log.info("serving", extra={"address": one.address, "namespace": one.namespace, "role": one.role})
+
+    def _grpc_door(
+        self, services: Iterable[Service], socket: Grpc | BoundSocket
+    ) -> AbstractAsyncContextManager[object]:
         config = self.config.grpc
         door: type[GrpcDoor | LeanDoor]
         # Late: only what is used is imported; grpcio is large.
@@ -159,10 +177,11 @@ class Daemon:
         else:
             raise InvalidArgumentError(f'grpc: door "{config.door}": must be one of {", ".join(DOORS)}')
         return door(
-            sockets.path_of(config.address),
-            self.services,
-            uid=config.uid,
-            gid=config.gid,
+            sockets.path_of(socket.address),
+            services,
+            uid=socket.uid,
+            gid=socket.gid,
+            mode=socket.mode if isinstance(socket, BoundSocket) else sockets.MODE,
             # Nothing, and less, is no limit of the user's in containerd either.
             max_receive=config.max_recv_message_size if config.max_recv_message_size > 0 else MESSAGE_LIMIT,
             max_send=config.max_send_message_size if config.max_send_message_size > 0 else MESSAGE_LIMIT,

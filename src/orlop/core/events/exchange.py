@@ -132,8 +132,8 @@ class Exchange:
             raise InvalidArgumentError("timestamp must be set on forwarded event")
         self._hand_over(envelope)
 
-    def subscribe(self, filter_texts: Sequence[str] = ()) -> Subscription:
-        """A subscription to what any of the filters matches; to all without filters.
+    def subscribe(self, filter_texts: Sequence[str] = (), *, namespace: str = "") -> Subscription:
+        """A subscription to what any of the filters matches; to all without filters. Only to `namespace`'s if given.
 
         Fields: `namespace`, `topic`, and `event.<field>` of the events that this program knows.
 
@@ -141,9 +141,12 @@ class Exchange:
             InvalidArgumentError: a filter cannot be parsed.
         """
         if not filter_texts:
-            return Subscription(self, lambda _envelope: True)
+            return Subscription(self, lambda envelope: namespace in ("", envelope.namespace))
         matches = filters.parse_all(filter_texts)
-        return Subscription(self, lambda envelope: matches(lambda path: _field(envelope, path)))
+        return Subscription(
+            self,
+            lambda envelope: namespace in ("", envelope.namespace) and matches(lambda path: _field(envelope, path)),
+        )
 
     def close(self) -> None:
         """End all subscriptions, so that open streams end when the daemon stops."""

@@ -35,8 +35,8 @@ class Events:
         self._exchange.forward(request.envelope)
         return Empty()
 
-    async def subscribe(self, _call: Call, request: events_pb2.SubscribeRequest) -> AsyncIterator[Envelope]:
-        with self._exchange.subscribe(request.filters) as subscription:
+    async def subscribe(self, call: Call, request: events_pb2.SubscribeRequest) -> AsyncIterator[Envelope]:
+        with self._exchange.subscribe(request.filters, namespace=call.bound) as subscription:
             async for envelope in subscription:
                 yield envelope
 

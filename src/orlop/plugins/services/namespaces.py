@@ -30,8 +30,9 @@ class Namespaces:
     def get(self, _call: Call, request: api.GetNamespaceRequest) -> api.GetNamespaceResponse:
         return api.GetNamespaceResponse(namespace=_encode(self._store.get(request.name)))
 
-    def list(self, _call: Call, _request: api.ListNamespacesRequest) -> api.ListNamespacesResponse:
-        return api.ListNamespacesResponse(namespaces=[_encode(found) for found in self._store.list()])
+    def list(self, call: Call, _request: api.ListNamespacesRequest) -> api.ListNamespacesResponse:
+        found = [one for one in self._store.list() if call.bound in ("", one.name)]
+        return api.ListNamespacesResponse(namespaces=[_encode(one) for one in found])
 
     async def create(self, call: Call, request: api.CreateNamespaceRequest) -> api.CreateNamespaceResponse:
         name, labels = request.namespace.name, dict(request.namespace.labels)

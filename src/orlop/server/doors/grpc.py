@@ -34,10 +34,18 @@ class GrpcDoor:
     """
 
     def __init__(
-        self, path: Path, services: Iterable[Service], *, uid: int, gid: int, max_receive: int, max_send: int
+        self,
+        path: Path,
+        services: Iterable[Service],
+        *,
+        uid: int,
+        gid: int,
+        mode: int = sockets.MODE,
+        max_receive: int,
+        max_send: int,
     ) -> None:
         self._path = path
-        self._uid, self._gid = uid, gid
+        self._uid, self._gid, self._mode = uid, gid, mode
         self._max_send = max_send
         self._record = trace.recorder()
         self._server = aio.server(
@@ -60,7 +68,7 @@ class GrpcDoor:
                 self._server.add_insecure_port(f"unix:{self._path}")
             except RuntimeError as error:
                 raise UnavailableError(f'gRPC door: cannot listen at "{self._path}": {error}') from error
-        sockets.give(self._path, uid=self._uid, gid=self._gid)
+        sockets.give(self._path, uid=self._uid, gid=self._gid, mode=self._mode)
         await self._server.start()
         return self
 

@@ -26,15 +26,23 @@ class LeanDoor:
     """
 
     def __init__(
-        self, path: Path, services: Iterable[Service], *, uid: int, gid: int, max_receive: int, max_send: int
+        self,
+        path: Path,
+        services: Iterable[Service],
+        *,
+        uid: int,
+        gid: int,
+        mode: int = sockets.MODE,
+        max_receive: int,
+        max_send: int,
     ) -> None:
         self._path = path
-        self._uid, self._gid = uid, gid
+        self._uid, self._gid, self._mode = uid, gid, mode
         self._server = Handlers(max_send).serving(services, Limits(max_receive=max_receive, max_send=max_send))
 
     async def __aenter__(self) -> Self:
         try:
-            listener = sockets.listen(self._path, uid=self._uid, gid=self._gid)
+            listener = sockets.listen(self._path, uid=self._uid, gid=self._gid, mode=self._mode)
         except OSError as error:
             raise UnavailableError(f'gRPC door: cannot listen at "{self._path}": {error.strerror}') from error
         await self._server.serve(listener)

@@ -52,7 +52,7 @@ def claim(path: Path) -> None:
     raise AlreadyExistsError(f'address "{path}": another daemon listens there')
 
 
-def listen(path: Path, *, uid: int, gid: int, backlog: int = 512) -> socket.socket:
+def listen(path: Path, *, uid: int, gid: int, mode: int = MODE, backlog: int = 512) -> socket.socket:
     """A listening socket that nobody but its owner can connect to at any time.
 
     Raises:
@@ -63,9 +63,9 @@ def listen(path: Path, *, uid: int, gid: int, backlog: int = 512) -> socket.sock
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         # The mode of the file that bind(2) makes is that of the socket, less the umask: no moment of wider access.
-        os.fchmod(listener.fileno(), MODE)
+        os.fchmod(listener.fileno(), mode & MODE)
         listener.bind(os.fspath(path))
-        give(path, uid=uid, gid=gid)
+        give(path, uid=uid, gid=gid, mode=mode)
         listener.listen(backlog)
     except BaseException:
         listener.close()
@@ -73,11 +73,11 @@ def listen(path: Path, *, uid: int, gid: int, backlog: int = 512) -> socket.sock
     return listener
 
 
-def give(path: Path, *, uid: int, gid: int) -> None:
+def give(path: Path, *, uid: int, gid: int, mode: int = MODE) -> None:
     """Set owner and mode of a bound socket."""
     if (uid, gid) != (os.geteuid(), os.getegid()):
         os.chown(path, uid, gid)
-    path.chmod(MODE)
+    path.chmod(mode)
 
 
 @contextlib.contextmanager

@@ -25,9 +25,11 @@ class TtrpcDoor:
         OSError: the address cannot be bound.
     """
 
-    def __init__(self, path: Path, services: Iterable[Service], *, uid: int, gid: int) -> None:
+    def __init__(
+        self, path: Path, services: Iterable[Service], *, uid: int, gid: int, mode: int = sockets.MODE
+    ) -> None:
         self._path = path
-        self._uid, self._gid = uid, gid
+        self._uid, self._gid, self._mode = uid, gid, mode
         self._record = trace.recorder()
         self._server = server.Server(
             {service.name: {name: self._method(m) for name, m in service.methods.items()} for service in services},
@@ -35,7 +37,8 @@ class TtrpcDoor:
         )
 
     async def __aenter__(self) -> Self:
-        await self._server.serve(sockets.listen(self._path, uid=self._uid, gid=self._gid))
+        listener = sockets.listen(self._path, uid=self._uid, gid=self._gid, mode=self._mode)
+        await self._server.serve(listener)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
