@@ -134,6 +134,18 @@ def test_reads_that_fail(client: orlop.Client, daemon: Orlopd, disk: FaultyDisk,
     image.unpack()
 
 
+def test_bytes_that_did_not_reach_the_disk_are_sent_again(client: orlop.Client, disk: FaultyDisk) -> None:
+    """What is on the disk in the end is what was answered for, also when the page cache has forgotten it."""
+    data = os.urandom(300_000)
+    digest = Digest.of(data)
+    with client.with_lease(client.leases.create().id) as held:
+        with disk.failing(writes=True), pytest.raises(OrlopError):
+            held.content.write("blob", data, expected=digest)
+        recovers(lambda: held.content.write("blob", data, expected=digest))
+        disk.forget(disk.target / "content" / "blobs" / "sha256" / digest.hex)
+        assert held.content.read(digest) == data
+
+
 def test_deletions_on_a_disk_that_failed(client: orlop.Client, daemon: Orlopd, disk: FaultyDisk) -> None:
     """What could not be deleted is still there, wholly, and goes when the disk is back."""
     lease = client.leases.create("holder")

@@ -81,7 +81,8 @@ def flush(db: Database, store: Store) -> int:
     """Sync committed snapshots that are not yet; blocks. Returns how many there were.
 
     Raises:
-        OSError: the disk does not take them; they stay unsynced.
+        OSError: the disk does not take them. The kernel tells that once, and the next sync would succeed without the
+            bytes, so they count as lost: refused, to be removed and unpacked again.
     """
     found = db.all(
         "SELECT number FROM snapshots WHERE snapshotter = ? AND kind = ? AND synced_at IS NULL",
@@ -90,13 +91,18 @@ def flush(db: Database, store: Store) -> int:
     if not found:
         return 0
     numbers = [row["number"] for row in found]
-    store.snapshotter.sync(numbers)
 
-    def write(tx: Transaction) -> None:
+    def note(tx: Transaction, synced_at: int | None = None) -> None:
         for number in numbers:
-            tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (tx.now, number))
+            at = tx.now if synced_at is None else synced_at
+            tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (at, number))
 
-    db.write_sync(write)
+    try:
+        store.snapshotter.sync(numbers)
+    except OSError:
+        db.write_sync(lambda tx: note(tx, rows.LOST))
+        raise
+    db.write_sync(note)
     return len(numbers)
 
 

@@ -1,5 +1,6 @@
 """Rows and bytes after crashes and losses of power."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -35,7 +36,7 @@ class NeverSyncs(FakeSnapshotter):
     """As if power went before any sync came to its end."""
 
     def sync(self, numbers: object) -> None:
-        raise OSError(5, "power is gone")
+        raise RuntimeError("the daemon is killed, or the power is gone")
 
 
 def test_unsynced_after_a_boot_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -74,6 +75,25 @@ def test_unsynced_in_the_same_boot_is_kept(tmp_path: Path) -> None:
         assert upkeep.lost_snapshots(bench.db, bench.store) == []
         assert upkeep.flush(bench.db, bench.store) == 1
         assert upkeep.flush(bench.db, bench.store) == 0
+
+
+def test_what_could_not_be_synced_is_refused(tmp_path: Path) -> None:
+    """The kernel tells of it once; a second sync that succeeds must not make it whole."""
+    fake = NeverSyncs()
+    with Bench(tmp_path, lambda _root: fake) as bench:
+        _unpacked(bench, "one")
+    failing = FakeSnapshotter()
+    failing.failing["sync"] = OSError(errno.EIO, "Input/output error")
+    with Bench(tmp_path, lambda _root: failing) as bench:
+        with pytest.raises(OSError, match="Input/output error"):
+            upkeep.flush(bench.db, bench.store)
+        failing.failing.clear()
+        assert upkeep.flush(bench.db, bench.store) == 0
+        with pytest.raises(errdefs.DataLossError, match='"one" may be incomplete'):
+            bench.prepare("x", "one")
+        bench.remove("one")
+        _unpacked(bench, "one")
+        bench.prepare("x", "one")
 
 
 def test_synced_survives_a_boot(tmp_path: Path) -> None:

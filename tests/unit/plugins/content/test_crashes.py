@@ -16,6 +16,7 @@ from orlop.base.errdefs import (
     AbortedError,
     AlreadyExistsError,
     DataLossError,
+    InternalError,
     NotFoundError,
     OrlopError,
     ResourceExhaustedError,
@@ -254,6 +255,49 @@ def test_a_full_disk_names_itself_and_leaves_what_was_written(tmp_path, monkeypa
         made.write_sync(b"1234")
         assert made.commit_sync().digest == Digest.of(b"1234")
         consistent(store)
+
+
+def test_bytes_whose_sync_failed_do_not_count(tmp_path, monkeypatch):
+    """The kernel tells of a lost page once: a second fsync succeeds, and must not make a blob of what was lost."""
+    with opened(tmp_path) as store:
+        made = store.writer_sync("a", "layer")
+        made.write_sync(b"data")
+        _fail_once(monkeypatch, lambda fd: os.readlink(f"/proc/self/fd/{fd}").endswith("/data"))
+        with pytest.raises(InternalError, match=r"ingest a/layer: sync: input/output error on the file system at /"):
+            made.commit_sync()
+        assert asyncio.run(store.status("a", "layer")).offset == 0
+        made = store.writer_sync("a", "layer")
+        assert made.status().offset == 0
+        made.write_sync(b"data")
+        assert made.commit_sync().digest == Digest.of(b"data")
+        consistent(store)
+
+
+def test_a_blob_whose_name_was_not_synced_is_an_ingest_again(tmp_path, monkeypatch):
+    with opened(tmp_path) as store:
+        made = store.writer_sync("a", "layer")
+        made.write_sync(b"data")
+        _fail_once(monkeypatch, lambda fd: os.readlink(f"/proc/self/fd/{fd}").endswith("/sha256"))
+        with pytest.raises(InternalError, match=r"ingest a/layer: commit: input/output error on the file system at /"):
+            made.commit_sync()
+        assert [name for name in files(tmp_path) if name.startswith("blobs/sha256/")] == []
+        made = store.writer_sync("a", "layer")
+        assert made.status().offset == 4
+        assert made.commit_sync().digest == Digest.of(b"data")
+        consistent(store)
+
+
+def _fail_once(monkeypatch, matches):
+    """The next fsync(2) of a descriptor that matches fails, and none after it, as with a page that was lost."""
+    real, left = os.fsync, [1]
+
+    def fsync(fd):
+        if left and matches(fd):
+            left.pop()
+            raise OSError(errno.EIO, "Input/output error")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
 
 
 def test_an_aborted_writer_fails_from_then_on(tmp_path):

@@ -112,9 +112,17 @@ class Ingest:
         return self.digest()
 
     def sync(self) -> None:
-        """Have the bytes on disk: fsync(2)."""
+        """Have the bytes on disk: fsync(2).
+
+        If that fails none of them counts any more. The kernel tells once of a page that it could not write, and takes
+        it for clean then: the next fsync would succeed, and the bytes be gone with the page cache.
+        """
         with self._disk("sync"):
-            os.fsync(self._fd)
+            try:
+                os.fsync(self._fd)
+            except OSError:
+                self._distrust()
+                raise
 
     def close(self, *, keep: bool) -> None:
         """Close the file; `keep` has the bytes on disk and noted before, for whoever resumes. Idempotent."""
@@ -136,6 +144,13 @@ class Ingest:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def _distrust(self) -> None:
+        self._hash = new_hash(self.algorithm)
+        self.offset = 0
+        with contextlib.suppress(OSError):  # then the file stays longer, and its digest will not be the expected one
+            os.ftruncate(self._fd, 0)
+            self._note_synced(0)
 
     def _trusted(self) -> tuple[int, int]:
         """How many bytes of the file can be relied on, and how many of them are known to be synced."""

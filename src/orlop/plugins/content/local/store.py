@@ -34,7 +34,6 @@ from orlop.base.errdefs import (
     DataLossError,
     InvalidArgumentError,
     NotFoundError,
-    ResourceExhaustedError,
     UnavailableError,
 )
 from orlop.core.content import Info, SharingPolicy, Status, adapt_status
@@ -46,7 +45,7 @@ from orlop.core.mount import disk
 from orlop.oci.digest import Digest
 from orlop.plugins.content.local import sweep as sweeping
 from orlop.plugins.content.local.ingest import Ingest, stat_data
-from orlop.plugins.content.local.room import Room
+from orlop.plugins.content.local.room import SMALL_BYTES, Room
 from orlop.plugins.content.local.sweep import Swept
 from orlop.plugins.content.local.writer import LocalWriter
 
@@ -358,12 +357,12 @@ class LocalStore:
             self._refs.pop((namespace, ref), None)
 
     def announce(self, namespace: str, ref: str, lease: str, total: int, expected: str) -> None:
-        """Refuse what cannot fit, unless it is here already. Raises ResourceExhaustedError."""
-        try:
-            self._room.announce((namespace, ref), lease, total)
-        except ResourceExhaustedError:
-            if not expected or self._blob_length(expected) != total:
-                raise
+        """Refuse what cannot fit, unless it need not be sent. Raises ResourceExhaustedError."""
+        if expected and total > SMALL_BYTES:
+            here = rows.find(self.db, namespace, expected) is not None
+            if here or (self.policy is SharingPolicy.SHARED and self._blob_length(expected) == total):
+                return
+        self._room.announce((namespace, ref), lease, total)
 
     def _written(self, ref: tuple[str, str]) -> int:
         with self._refs_lock:

@@ -8,6 +8,7 @@ Each operation exists twice: `await write(...)` on the event loop, where small d
 the store's executor, and `write_sync(...)` for threads. One writer is used by one task or thread at a time.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -176,6 +177,9 @@ class LocalWriter:
             if self.shared is None:
                 self._rename(self._store.blob_path(digest))
         except BaseException as error:
+            if self.shared is None:
+                with contextlib.suppress(OSError):  # what has no row is swept after the next start
+                    self._store.take_back(digest, self._ingest.data)
             self._store.end_commit(digest)
             if self.aborted:
                 raise self._aborted() from error
@@ -198,11 +202,11 @@ class LocalWriter:
 
     def _rename(self, target: Path) -> None:
         with disk.in_words(f"ingest {self._ingest.name}: commit", self._store.root):
-            if target.exists():
-                return
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.chmod(self._ingest.data, 0o444)
-            os.rename(self._ingest.data, target)
+            if not target.exists():
+                os.chmod(self._ingest.data, 0o444)
+                os.rename(self._ingest.data, target)
+            # Also if another commit has placed it, which may not have come so far yet.
             sync_directory(target.parent)
 
     def _take_back(self, digest: Digest) -> None:
