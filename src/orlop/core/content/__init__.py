@@ -9,7 +9,7 @@ A store is asked with the namespace as the first argument of everything. Times a
 Source: containerd's core/content/content.go.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -196,7 +196,19 @@ class Store(Protocol):
 
 
 class LocalStore(Store, Protocol):
-    """A store whose blobs are files here, for who reads them without a copy."""
+    """A store whose blobs are files here, for who reads them without a copy.
+
+    Attributes:
+        on_labelled: called on the event loop with the namespace and what a blob's record is now that it was updated.
+        on_blob: called on the event loop when a blob has come.
+    """
+
+    on_labelled: Callable[[str, Info], None] | None
+    on_blob: Callable[[], None] | None
+
+    def find(self, namespace: str, digest: str) -> Info | None:
+        """The namespace's record of a blob, if it has one. Does not wait."""
+        ...
 
     def blob_path(self, digest: str) -> Path:
         """The file of a blob, whether it is there or not.

@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from orlop.base import errdefs
 from orlop.core.diff import Applied, LayerBlob
@@ -33,6 +33,7 @@ class Plan:
         directory: where to write, or None to write into `mounts` once they are performed.
         lower: mounts that give the merged layers below, read-only; empty for none.
         overlay: the tree is a layer of an overlay.
+        alone: what will be below is not known, and a layer that depends on it is refused; see `tree.Tree`.
         marks: prefix of overlayfs's extended attributes: `trusted.overlay` or `user.overlay`.
     """
 
@@ -41,6 +42,10 @@ class Plan:
     lower: Sequence[Mount] = ()
     overlay: bool = False
     marks: str = "trusted.overlay"
+    alone: bool = False
+
+    marks_alone: ClassVar[str] = "trusted.overlay"
+    """What a layer is marked with that was unpacked alone."""
 
     @classmethod
     def of(cls, mounts: Sequence[Mount]) -> "Plan":
@@ -77,6 +82,7 @@ class Plan:
             "lower": [dataclasses.asdict(mount) for mount in self.lower],
             "overlay": self.overlay,
             "marks": self.marks,
+            "alone": self.alone,
             "sync": sync,
             "limits": dataclasses.asdict(limits),
         }
@@ -103,6 +109,24 @@ async def apply(
         payloads: what they are given, by their ids.
     """
     plan = Plan.of(mounts)
+    return await carry_out(
+        pool, path, layer, plan, sync=sync, limits=limits, progress=progress, steps=steps, payloads=payloads
+    )
+
+
+async def carry_out(
+    pool: Pool,
+    path: Path,
+    layer: LayerBlob,
+    plan: Plan,
+    *,
+    sync: bool = False,
+    limits: Limits | None = None,
+    progress: Progress | None = None,
+    steps: Sequence[Step] = (),
+    payloads: Mapping[str, bytes] | None = None,
+) -> Applied:
+    """`apply` with a plan of the caller's."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:

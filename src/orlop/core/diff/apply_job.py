@@ -62,6 +62,7 @@ def _extract(job: Job, request: Message, view: sandbox.View, report: int) -> Mes
         view.root_fd,
         view.lower_fd,
         layered=request["overlay"],
+        alone=request["alone"],
         open_limit=request["open_files"] // 20,
         always_inherits=view.parent_group,
     )

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from orlop.core.diff.stream import CHUNK, Compression
+from orlop.core.diff.stream import PLAIN_CHUNK, Compression
 
 _DEPTH: Final = 8
 _ISAL_LEVEL: Final = 3
@@ -62,7 +62,7 @@ class Output:
         """Take some bytes. Raises OSError if those before could not be written."""
         self._pending.append(data)
         self._size += len(data)
-        if self._size >= CHUNK:
+        if self._size >= PLAIN_CHUNK:
             self._pass_on()
 
     def finish(self) -> str:

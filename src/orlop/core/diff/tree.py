@@ -7,6 +7,9 @@ With lower layers (an overlay's upper directory is written, the layers below are
 that exists below only is made in the tree with the lower one's owner, mode, attributes and times, and a link below is
 followed inside the merged view: what a write through the mounted overlay would have done, at the price of a plain one.
 
+A layer of an overlay can also be extracted before anything is known of those below it (`alone`). Whatever would have
+to be looked up there is refused then; what is not refused comes out the same.
+
 Directories stay open in a cache, by the name used in the archive and by their real path. Nobody but this process
 changes the tree meanwhile.
 """
@@ -55,6 +58,7 @@ class Tree:
         lower_fd: root of the merged lower layers, or -1; stays the caller's.
         layered: whether this is to be a layer of an overlay, in which "deleted" is written as overlayfs does.
         open_limit: directories to keep open at most (each may take two descriptors).
+        alone: there will be layers below that are not known now.
         always_inherits: the file system gives the parent's group to what is made in it (mount option grpid).
 
     Attributes:
@@ -71,8 +75,10 @@ class Tree:
         *,
         layered: bool | None = None,
         open_limit: int = 1000,
+        alone: bool = False,
         always_inherits: bool = False,
     ) -> None:
+        self._alone = alone
         self._always_inherits = always_inherits
         self._open_limit = open_limit
         self.lower_fd: Final = lower_fd
@@ -161,6 +167,7 @@ class Tree:
         if path not in self.opaque:
             self.opaque.add(path)
             if not path:
+                self._look_below(path)
                 self.root.lower = -1
             self.forget()
 
@@ -268,7 +275,13 @@ class Tree:
                 return self._copy_up(parent, name, lower)
         if not create:
             raise FileNotFoundError(errno.ENOENT, "missing", parent.child(name))
+        self._look_below(parent.child(name))
         return self._make(parent, name)
+
+    def _look_below(self, path: bytes) -> None:
+        """What happens at `path` depends on the layers below. Raises ArchiveError if there is no looking."""
+        if self._alone:
+            raise ArchiveError(f"what is to be done at {shown(path)} depends on the layers below")
 
     def _make(self, parent: Directory, name: bytes) -> Directory:
         self.make_directory(parent, name, 0o755)

@@ -34,7 +34,8 @@ class Pool:
     """
 
     def __init__(self, size: int | None = None, *, idle_s: float = _IDLE_S) -> None:
-        self._turns = asyncio.Semaphore(size or max(1, len(os.sched_getaffinity(0))))
+        self.size: Final = size or max(1, len(os.sched_getaffinity(0)))
+        self._turns = asyncio.Semaphore(self.size)
         self._idle_s = idle_s
         self._starting = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final, Self
 
 from orlop.base.errdefs import InvalidArgumentError, OrlopError
@@ -101,6 +102,24 @@ class Stores(Mapping[str, Store]):
                 if number is not None:
                     store.note_applied(number, usage)
                     return
+
+    def room_beside(self, mounts: Sequence[Mount]) -> Path | None:
+        """The directory of directories in which that of the snapshot lies which these mounts are of.
+
+        None if they are no snapshot's, or one's of a snapshotter whose layers depend on what is below them.
+        """
+        for path in _written_through(mounts):
+            for store in self._stores.values():
+                number = store.snapshotter.locate(path)
+                if number is not None:
+                    home = store.snapshotter.home(number)
+                    return home.parent if home is not None and "rebase" in store.snapshotter.capabilities else None
+        return None
+
+    def rooms(self) -> list[Path]:
+        """What `room_beside` can answer."""
+        homes = (one.home(0) for one in self._snapshotters.values() if "rebase" in one.capabilities)
+        return [home.parent for home in homes if home is not None]
 
     async def cleanup(self, name: str) -> None:
         """Remove what has no row, and have the snapshotter free what removed snapshots still take."""

@@ -1,13 +1,19 @@
 """The differ for tar layers, uncompressed, gzip or zstd; its work is done in workers."""
 
+import asyncio
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from orlop.base.errdefs import OrlopError
 from orlop.base.platforms import default_string
 from orlop.core.content import LocalStore
 from orlop.core.diff import Applied, LayerBlob
-from orlop.core.diff.apply import apply
+from orlop.core.diff.ahead import Ahead
+from orlop.core.diff.apply import Plan, apply, carry_out
 from orlop.core.diff.compare import compare
 from orlop.core.diff.processors import StreamProcessor, chain
 from orlop.core.diff.workers import Pool
@@ -17,6 +23,18 @@ from orlop.core.mount.manager import MountManager
 from orlop.core.plugin import Context, Registration
 from orlop.core.snapshots import Usage
 from orlop.core.snapshots.stores import Stores
+from orlop.oci.image import MAX_MANIFEST_SIZE, decode_manifest
+
+
+@dataclass(slots=True)
+class Config:
+    """The plug-in's section of the configuration.
+
+    Attributes:
+        unpack_ahead: unpack the layers above one that is asked for beside it; see `orlop.core.diff.ahead`.
+    """
+
+    unpack_ahead: bool = True
 
 
 class Walking:
@@ -29,12 +47,20 @@ class Walking:
         pool: Pool,
         processors: Mapping[str, StreamProcessor],
         manager: MountManager | None = None,
+        *,
+        atonce: int = 0,
     ) -> None:
+        """`atonce` is how many layers are unpacked ahead at the same time."""
         self._content = content
         self._manager = manager
         self._snapshots = snapshots
         self._pool = pool
         self._processors = processors
+        self.ahead = Ahead(self._unpack_alone, self._layers, self._is_here, atonce=atonce) if atonce else None
+        if self.ahead is not None:
+            ahead = self.ahead
+            content.on_labelled = lambda namespace, info: ahead.labelled(namespace, info.digest, info.labels)
+            content.on_blob = ahead.arrived
 
     async def apply(
         self,
@@ -48,8 +74,10 @@ class Walking:
         await self._content.info(namespace, layer.digest)
         steps = chain(layer.media_type, self._processors)
         path = self._content.blob_path(layer.digest)
-        async with self._performed(namespace, mounts) as left:
-            applied = await apply(self._pool, path, layer, left, sync=sync, steps=steps, payloads=payloads)
+        applied = None if sync or steps else await self._taken(namespace, layer, mounts)
+        if applied is None:
+            async with self._performed(namespace, mounts) as left:
+                applied = await apply(self._pool, path, layer, left, sync=sync, steps=steps, payloads=payloads)
         if applied.usage_bytes is not None and applied.usage_inodes is not None:
             usage = Usage(size=applied.usage_bytes, inodes=applied.usage_inodes)
             self._snapshots.note_applied(mounts, usage)
@@ -80,6 +108,41 @@ class Walking:
             lease=lease,
         )
 
+    async def _taken(self, namespace: str, layer: LayerBlob, mounts: Sequence[Mount]) -> Applied | None:
+        """The layer put in place, if it was unpacked ahead; from now on those above it are."""
+        if self.ahead is None or (room := self._snapshots.room_beside(mounts)) is None:
+            return None
+        plan = Plan.of(mounts)
+        await self.ahead.reached(namespace, layer, room, stacked=plan.overlay)
+        if plan.directory is None or not plan.overlay or plan.marks != Plan.marks_alone:
+            return None
+        return await self.ahead.take(namespace, layer, room, plan.directory)
+
+    async def _unpack_alone(self, namespace: str, layer: LayerBlob, directory: Path) -> Applied:
+        del namespace  # whose right to the blob was looked at
+        plan = Plan(mounts=(), directory=os.fspath(directory), overlay=True, alone=True)
+        return await carry_out(self._pool, self._content.blob_path(layer.digest), layer, plan)
+
+    async def _layers(self, namespace: str, digest: str) -> Sequence[LayerBlob]:
+        try:
+            info = await self._content.info(namespace, digest)
+            if info.size > MAX_MANIFEST_SIZE:
+                return ()
+            blob = await asyncio.to_thread(self._content.blob_path(digest).read_bytes)
+            manifest = decode_manifest(blob, what=f"manifest {digest}")
+        except (OrlopError, OSError):
+            return ()  # whoever unpacks it will be told
+        return [
+            LayerBlob(media_type=one.media_type, digest=str(one.digest), size=one.size, annotations=one.annotations)
+            for one in manifest.layers
+        ]
+
+    def _is_here(self, namespace: str, layer: LayerBlob) -> bool:
+        try:
+            return not chain(layer.media_type, self._processors) and bool(self._content.find(namespace, layer.digest))
+        except OrlopError:  # no layer that anybody here knows
+            return False
+
     def _performed(
         self, namespace: str, mounts: Sequence[Mount]
     ) -> contextlib.AbstractAsyncContextManager[Sequence[Mount]]:
@@ -91,11 +154,22 @@ class Walking:
 def _init(context: Context) -> Walking:
     pool = Pool()
     context.on_close(pool.close)
+    atonce = pool.size - 1 if context.config.unpack_ahead else 0
     context.platforms.append(default_string())
     manager = next(iter(context.all(MOUNT_MANAGER).values()), None)
-    return Walking(context.get(CONTENT), context.get(SNAPSHOTS), pool, context.daemon.stream_processors, manager)
+    snapshots: Stores = context.get(SNAPSHOTS)
+    walking = Walking(context.get(CONTENT), snapshots, pool, context.daemon.stream_processors, manager, atonce=atonce)
+    if walking.ahead is not None:
+        sweeping = asyncio.create_task(asyncio.to_thread(walking.ahead.sweep, snapshots.rooms()))
+        context.on_close(lambda: asyncio.wait([sweeping]))
+        context.on_close(walking.ahead.close)
+    return walking
 
 
 REGISTRATION: Final = Registration(
-    kind=DIFFER, id="walking", requires=(METADATA, CONTENT, SNAPSHOTS, MOUNT_MANAGER), init=_init
+    kind=DIFFER,
+    id="walking",
+    requires=(METADATA, CONTENT, SNAPSHOTS, MOUNT_MANAGER),
+    config=Config,
+    init=_init,
 )

@@ -33,6 +33,7 @@ class Place:
         limits: Limits | None = None,
         chunk: int = 1 << 20,
         open_limit: int = 1000,
+        alone: bool = False,
     ) -> Extracted:
         """Extract, and see that nothing outside has changed, whatever came of it."""
         if blob is None:
@@ -41,7 +42,7 @@ class Place:
         root_fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         lower_fd = os.open(lower, os.O_RDONLY | os.O_DIRECTORY) if lower is not None else -1
         umask = os.umask(0)
-        tree = self.tree = Tree(root_fd, lower_fd, layered=layered, open_limit=open_limit)
+        tree = self.tree = Tree(root_fd, lower_fd, layered=layered, open_limit=open_limit, alone=alone)
         try:
             return Extractor(Reader(pieces), tree, merging=merging, limits=limits).run()
         finally:

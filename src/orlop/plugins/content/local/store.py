@@ -96,6 +96,8 @@ class LocalStore:
         self.db = db
         self.policy = policy
         self.trash = trash
+        self.on_labelled: Callable[[str, Info], None] | None = None
+        self.on_blob: Callable[[], None] | None = None
         self._refs: dict[tuple[str, str], tuple[float, LocalWriter | None]] = {}
         self._refs_lock = threading.Lock()
         self._commits: Counter[str] = Counter()
@@ -155,7 +157,10 @@ class LocalStore:
 
     async def update(self, namespace: str, digest: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
         parsed = Digest.parse(digest)
-        return await self.db.write(lambda tx: rows.update(tx, namespace, parsed, labels, paths))
+        info = await self.db.write(lambda tx: rows.update(tx, namespace, parsed, labels, paths))
+        if self.on_labelled is not None:
+            self.on_labelled(namespace, info)
+        return info
 
     async def walk(self, namespace: str, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
         filter_language.parse_all(filters)

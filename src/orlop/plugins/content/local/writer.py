@@ -113,6 +113,8 @@ class LocalWriter:
             await store.run(self._keep)
             raise
         await store.run(self._finish)
+        if store.on_blob is not None:
+            store.on_blob()
         return self._answer(info, digest)
 
     async def close(self) -> None:

@@ -1,0 +1,282 @@
+"""Unpacking ahead: layers that will be asked for next are unpacked beside the one that is asked for now.
+
+Clients unpack an image layer by layer, each on top of the one before. But most layers can be unpacked without knowing
+what is below them (see `Tree.alone`; the others are refused and done in their turn). So as soon as one layer of an
+image is applied, those above it begin, as many at once as there are cores, in spare directories beside the snapshots:
+
+    <snapshotter's root>/.ahead-<token>-<number>      named by no number, so no snapshot; swept after a start
+
+When their turn comes, what is in the spare directory is renamed into the snapshot's, and is then what it would have
+been. There is no snapshot above a missing one, so whoever applies a layer needs all above it: little is done in vain.
+Which layers those are is known from the labels by which clients keep a manifest's children.
+
+Spare directories that nobody asks for are removed after a while. Belongs to one event loop.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from orlop.base import errdefs
+from orlop.base.labels import GC_REF_CONTENT
+from orlop.core import trees
+from orlop.core.diff import Applied, LayerBlob
+from orlop.core.diff.workers import finish
+
+log: Final = logging.getLogger(__name__)
+
+PREFIX: Final = ".ahead-"
+PATIENCE_S: Final = 60.0
+"""Seconds without a call for an image after which what was unpacked ahead for it is removed."""
+WINDOW: Final = 8
+"""Layers above the one that was asked for last that may have been begun."""
+
+_LAYER_LABEL: Final = f"{GC_REF_CONTENT}.l."
+_KNOWN: Final = 4096
+
+Unpack = Callable[[str, LayerBlob, Path], Awaitable[Applied]]
+"""Unpacks a layer of a namespace, alone, into an empty directory."""
+
+Layers = Callable[[str, str], Awaitable[Sequence[LayerBlob]]]
+"""The layers of a namespace's manifest, the lowest first; none if it cannot be read."""
+
+Here = Callable[[str, LayerBlob], bool]
+"""Whether a layer's blob is in the content store, and is one to unpack ahead."""
+
+
+@dataclass(slots=True)
+class _Spare:
+    """A layer that is unpacked, or will be."""
+
+    directory: Path
+    task: "asyncio.Task[Applied]"
+
+
+@dataclass(slots=True)
+class _Image:
+    """An image that is being unpacked.
+
+    Attributes:
+        reached: position of the layer that was asked for last.
+        begun: positions that are not to be begun (again).
+    """
+
+    namespace: str
+    root: Path
+    layers: Sequence[LayerBlob]
+    reached: int = -1
+    begun: set[int] = field(default_factory=set)
+    spares: dict[int, _Spare] = field(default_factory=dict)
+    timer: asyncio.TimerHandle | None = None
+
+    def above(self, digest: str) -> int | None:
+        """The lowest position of a layer above what is reached."""
+        rest = range(self.reached + 1, len(self.layers))
+        return next((position for position in rest if self.layers[position].digest == digest), None)
+
+
+class Ahead:
+    """Args:
+    atonce: layers that may be unpacked ahead at the same time; what is asked for does not count.
+    """
+
+    def __init__(
+        self, unpack: Unpack, layers: Layers, here: Here, *, atonce: int, patience_s: float = PATIENCE_S
+    ) -> None:
+        self._unpack = unpack
+        self._layers = layers
+        self._here = here
+        self._atonce = atonce
+        self._patience_s = patience_s
+        self._manifests: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._images: dict[tuple[str, str, Path], _Image] = {}
+        self._tidying: set[asyncio.Task[None]] = set()
+        self._token = os.urandom(4).hex()
+        self._number = 0
+
+    def labelled(self, namespace: str, digest: str, labels: Mapping[str, str]) -> None:
+        """A blob has these labels now: if it is a manifest, remember its layers."""
+        for key, value in labels.items():
+            if key.startswith(_LAYER_LABEL):
+                self._manifests[namespace, value] = digest
+                self._manifests.move_to_end((namespace, value))
+        while len(self._manifests) > _KNOWN:
+            self._manifests.popitem(last=False)
+
+    def arrived(self) -> None:
+        """There is a new blob; it may be one that is waited for."""
+        if self._images:
+            self._go()
+
+    async def reached(self, namespace: str, layer: LayerBlob, root: Path, *, stacked: bool) -> None:
+        """A layer is applied to a snapshot below `root`: begin those above it.
+
+        Args:
+            stacked: onto the layers below it. Clients that apply every layer on its own do by themselves what is done
+                here, so nothing is begun for them.
+        """
+        manifest = self._manifests.get((namespace, layer.digest))
+        if manifest is None:
+            return
+        key = (namespace, manifest, root)
+        image = self._images.get(key)
+        if image is not None and image.reached + 1 == len(image.layers):
+            self._forget(image)  # it was done; this is the next time
+            image = None
+        if image is None:
+            layers = await self._layers(namespace, manifest)
+            image = self._images.setdefault(key, _Image(namespace, root, layers))
+        position = image.above(layer.digest)
+        if position is None:
+            return  # a second client at the same image; the first has the spares
+        if position and not stacked:
+            self._drop(image)
+            image.layers = ()
+        for passed in [at for at in image.spares if at < position]:
+            self._discard(image.spares.pop(passed))
+        image.reached = position
+        image.begun.update(range(position + 1))
+        if image.timer is not None:
+            image.timer.cancel()
+        image.timer = asyncio.get_running_loop().call_later(self._patience_s, self._forget, image)
+        self._go()
+
+    async def take(self, namespace: str, layer: LayerBlob, root: Path, directory: str) -> Applied | None:
+        """Put what was unpacked ahead for a layer into `directory`; None if there is nothing to be had.
+
+        Raises:
+            ResourceExhaustedError: the file system is full; some of it may be in `directory`.
+        """
+        spare = self._pop(namespace, layer.digest, root)
+        if spare is None:
+            return None
+        self._go()
+        try:
+            applied = await spare.task
+            moving = asyncio.ensure_future(asyncio.to_thread(_move, spare.directory, directory))
+            await finish(moving)  # nobody removes either directory under a thread that goes on
+            if moving.result():
+                return applied
+        except (errdefs.OrlopError, FileNotFoundError):
+            pass  # done in the usual way, it either works or says what is wrong
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise errdefs.ResourceExhaustedError(f"layer {layer.digest}: {error.strerror}") from error
+        finally:
+            self._discard(spare)
+        return None
+
+    async def close(self) -> None:
+        """Stop everything and remove what is there."""
+        for image in list(self._images.values()):
+            self._forget(image)
+        while self._tidying:
+            await asyncio.wait(self._tidying)
+
+    def sweep(self, roots: Sequence[Path]) -> None:
+        """Remove what earlier processes have left below `roots`; blocks, and may run beside everything else."""
+        for root in roots:
+            with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
+                for entry in entries:
+                    if entry.name.startswith(PREFIX) and not entry.name.startswith(f"{PREFIX}{self._token}-"):
+                        _remove(Path(entry.path))
+
+    def _go(self) -> None:
+        """Begin what may be begun."""
+        running = sum(not spare.task.done() for image in self._images.values() for spare in image.spares.values())
+        for image in self._images.values():
+            for position in range(image.reached + 1, min(image.reached + 1 + WINDOW, len(image.layers))):
+                if running >= self._atonce:
+                    return
+                if position not in image.begun and self._here(image.namespace, image.layers[position]):
+                    self._begin(image, position)
+                    running += 1
+
+    def _begin(self, image: _Image, position: int) -> None:
+        self._number += 1
+        directory = image.root / f"{PREFIX}{self._token}-{self._number}"
+        task = asyncio.create_task(self._run(image, position, directory))
+        image.begun.add(position)
+        image.spares[position] = _Spare(directory, task)
+
+    async def _run(self, image: _Image, position: int, directory: Path) -> Applied:
+        try:
+            await finish(asyncio.to_thread(directory.mkdir, 0o755))
+            return await self._unpack(image.namespace, image.layers[position], directory)
+        except OSError as error:
+            raise errdefs.InternalError(f"unpack ahead: {error}") from error
+        finally:
+            asyncio.get_running_loop().call_soon(self._go)
+
+    def _pop(self, namespace: str, digest: str, root: Path) -> _Spare | None:
+        """The lowest spare of that layer, which is the caller's from now on."""
+        for image in self._images.values():
+            if image.namespace != namespace or image.root != root:
+                continue
+            for position in sorted(image.spares):
+                if image.layers[position].digest == digest:
+                    return image.spares.pop(position)
+        return None
+
+    def _forget(self, image: _Image) -> None:
+        if image.timer is not None:
+            image.timer.cancel()
+        for key, known in list(self._images.items()):
+            if known is image:
+                del self._images[key]
+        self._drop(image)
+
+    def _drop(self, image: _Image) -> None:
+        for spare in image.spares.values():
+            self._discard(spare)
+        image.spares.clear()
+
+    def _discard(self, spare: _Spare) -> None:
+        """Stop it, and remove what it made, some time soon."""
+        spare.task.cancel()
+        tidying = asyncio.create_task(_tidy(spare))
+        self._tidying.add(tidying)
+        tidying.add_done_callback(self._tidying.discard)
+
+
+async def _tidy(spare: _Spare) -> None:
+    await asyncio.wait([spare.task])
+    if not spare.task.cancelled() and (error := spare.task.exception()) is not None:
+        log.debug("layer is not unpacked ahead", extra={"reason": str(error)})
+    await finish(asyncio.to_thread(_remove, spare.directory))
+
+
+def _move(source: Path, target: str) -> bool:
+    """Rename all that is in a directory into another, which must be empty: else nothing is done, and this is False."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    target_fd = os.open(target, flags)
+    try:
+        if os.listdir(target_fd):
+            return False
+        source_fd = os.open(source, flags)
+        try:
+            for name in os.listdir(source_fd):
+                os.rename(name, name, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        finally:
+            os.close(source_fd)
+    finally:
+        os.close(target_fd)
+    return True
+
+
+def _remove(directory: Path) -> None:
+    try:
+        trees.remove(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        # The sweep after the next start finds it.
+        log.warning("what was unpacked ahead cannot be removed", extra={"path": str(directory), "error": str(error)})
