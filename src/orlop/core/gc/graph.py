@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from orlop.base.labels import GC_FLAT
-from orlop.core.gc.labels import expiry, is_root, references
+from orlop.core.gc.labels import Condition, conditions, expiry, is_root, references, uses
 from orlop.core.gc.mark import Kind, Node
 from orlop.core.metadata import Transaction, leases
 from orlop.core.metadata.rows import decode_map
@@ -35,6 +35,8 @@ class Graph:
         self.below: dict[Node, Node] = {}
         self.next_expiry: int | None = None
         self._now = 0
+        self._conditions: list[tuple[Node, Condition]] = []
+        self._uses: dict[Node, list[int]] = {}
 
     def height(self, snapshot: Node) -> int:
         """How many snapshots lie below; a parent may be younger than its child, by its number (rebase at commit)."""
@@ -67,6 +69,7 @@ class Graph:
         graph._containers(tx)
         graph._sandboxes(tx)
         graph._mounts(tx)
+        graph._judge()
         return graph
 
     def _leases(self, tx: Transaction) -> None:
@@ -95,12 +98,15 @@ class Graph:
             self.below[node] = target
             self.edges[node].append(target)
             self._labelled(node, labels)
+            self._conditioned(node, labels)
 
     def _content(self, tx: Transaction) -> None:
         for namespace, digest, text in tx.execute("SELECT namespace, digest, labels FROM content"):
             node = Node(Kind.CONTENT, namespace, digest)
             self.collectible.append(node)
-            self._rooted(node, _gc_labels(text))
+            labels = _gc_labels(text)
+            self._rooted(node, labels)
+            self._conditioned(node, labels)
 
     def _ingests(self, tx: Transaction, is_open: Callable[[str, str], bool]) -> None:
         for namespace, ref, expected, text in tx.execute("SELECT namespace, ref, expected, labels FROM ingests"):
@@ -125,7 +131,10 @@ class Graph:
                 below = Node(Kind.SNAPSHOT, namespace, f"{snapshotter}/{parent}")
                 self.below[node] = below
                 self.edges[node].append(below)
-            self._rooted(node, _gc_labels(text))
+            labels = _gc_labels(text)
+            self._rooted(node, labels)
+            if labels and (used := list(uses(labels))):
+                self._uses[node] = used
 
     def _containers(self, tx: Transaction) -> None:
         for namespace, key, snapshotter, snapshot, text in tx.execute(
@@ -171,13 +180,29 @@ class Graph:
             else:
                 self.edges[node].append(found.node)
 
+    def _conditioned(self, node: Node, labels: Mapping[str, str]) -> None:
+        if labels:
+            self._conditions += [(node, condition) for condition in conditions(node.namespace, labels)]
+
+    def _judge(self) -> None:
+        """Turn conditions into edges: their snapshots say when they were used, so all must have been read."""
+        for node, condition in self._conditions:
+            for used_at in self._uses.get(condition.node, ()):
+                if condition.holds(used_at, self._now):
+                    self.edges[node].append(condition.node)
+                    if not condition.over:
+                        self._expires(used_at + condition.age)
+
     def _expired(self, labels: Mapping[str, str]) -> bool:
         at = expiry(labels)
         if at is None:
             return False
+        self._expires(at)
+        return self._now > at
+
+    def _expires(self, at: int) -> None:
         if at >= self._now and (self.next_expiry is None or at < self.next_expiry):
             self.next_expiry = at
-        return self._now > at
 
 
 def _gc_labels(text: str) -> Mapping[str, str]:

@@ -1,10 +1,13 @@
 """What the labels `containerd.io/gc.*` of an object mean to the collector."""
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from orlop.base import durations
+from orlop.base.errdefs import InvalidArgumentError
 from orlop.base.labels import (
     GC_BREF_CONTAINER,
     GC_BREF_CONTENT,
@@ -20,6 +23,11 @@ from orlop.core.gc.mark import Kind, Node
 PREFIX: Final = "containerd.io/gc."
 GC_REF_IMAGE: Final = "containerd.io/gc.ref.image"
 GC_REF_MOUNT: Final = "containerd.io/gc.ref.mount"
+
+GC_COND_SNAPSHOT: Final = "containerd.io/gc.cond.snapshot"
+GC_COND_USED_AT: Final = "containerd.io/gc.cond.value-usedat"
+
+_CONDITION: Final = re.compile(r"usedat([<>])(?!=)(.*)", re.DOTALL)
 
 # Labels that name one object: the key itself, or with a suffix after `.` or `/`.
 _PLAIN: Final = (
@@ -39,6 +47,18 @@ class Reference(NamedTuple):
 
     node: Node
     back: bool
+
+
+class Condition(NamedTuple):
+    """A reference to a snapshot that holds while that snapshot was used less than `age` ago, or `over` that."""
+
+    node: Node
+    over: bool
+    age: int
+
+    def holds(self, used_at: int, now: int) -> bool:
+        """Whether the reference is one; all in nanoseconds."""
+        return now - used_at > self.age if self.over else now - used_at < self.age
 
 
 def references(namespace: str, labels: Mapping[str, str]) -> Iterator[Reference]:
@@ -68,11 +88,42 @@ def is_root(labels: Mapping[str, str]) -> bool:
     return any(key.startswith(GC_ROOT) for key in labels)
 
 
+def conditions(namespace: str, labels: Mapping[str, str]) -> Iterator[Condition]:
+    """The references to snapshots that hold under a condition, each of which is enough.
+
+    A label says `usedat<24h,usedat>1000h|<name>`; its key goes on with the snapshotter, and after `/` with anything.
+    What cannot be read, an unknown condition or a comparison other than `<` and `>` says nothing, as in containerd.
+    """
+    for key, value in labels.items():
+        if not key.startswith(GC_COND_SNAPSHOT):
+            continue
+        snapshotter = key.removeprefix(GC_COND_SNAPSHOT).lstrip("./").partition("/")[0]
+        alternatives, bar, name = value.partition("|")
+        for alternative in alternatives.split(",") if bar else ():
+            said = _CONDITION.fullmatch(alternative)
+            if said is None:
+                continue
+            try:
+                age = durations.parse(said[2])
+            except InvalidArgumentError:
+                continue
+            yield Condition(Node(Kind.SNAPSHOT, namespace, f"{snapshotter}/{name}"), said[1] == ">", age)
+
+
+def uses(labels: Mapping[str, str]) -> Iterator[int]:
+    """When a snapshot was used, for `conditions`: nanoseconds since the epoch."""
+    for key, value in labels.items():
+        if key.startswith(GC_COND_USED_AT) and (at := _moment(value)) is not None:
+            yield at
+
+
 def expiry(labels: Mapping[str, str]) -> int | None:
     """When an object expires, in nanoseconds since the epoch; None if never or if the label cannot be read."""
     text = labels.get(GC_EXPIRE)
-    if text is None:
-        return None
+    return None if text is None else _moment(text)
+
+
+def _moment(text: str) -> int | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -288,6 +288,72 @@ def test_snapshots_of_a_snapshotter_that_is_not_loaded_stay(world):
     assert stats.removed == {}
 
 
+USED, USED_AT = "containerd.io/gc.cond.value-usedat", "2025-01-01T00:00:00Z"
+COND = "containerd.io/gc.cond.snapshot."
+LONG, SHORT = "2000000h", "1h"  # the test runs after USED_AT, and less than two centuries after
+
+
+# What each keeps is from conditional references in core/metadata/gc.go of containerd 2.3.
+@pytest.mark.parametrize(
+    ("key", "value", "used", "kept"),
+    [
+        (COND + "overlayfs", f"usedat<{LONG}|s", {USED: USED_AT}, True),
+        (COND + "overlayfs", f"usedat<{SHORT}|s", {USED: USED_AT}, False),
+        (COND + "overlayfs", f"usedat>{SHORT}|s", {USED: USED_AT}, True),
+        (COND + "overlayfs", f"usedat>{LONG}|s", {USED: USED_AT}, False),
+        (COND + "overlayfs/any", f"usedat<{LONG}|s", {USED: USED_AT}, True),
+        ("containerd.io/gc.cond.snapshot/overlayfs", f"usedat<{LONG}|s", {USED: USED_AT}, True),
+        (COND + "btrfs", f"usedat<{LONG}|s", {USED: USED_AT}, False),
+        (COND + "overlayfs", f"usedat<{SHORT},usedat<{LONG}|s", {USED: USED_AT}, True),
+        (COND + "overlayfs", f"else=1,usedat,usedat<{LONG}|s", {USED: USED_AT}, True),
+        (COND + "overlayfs", f"usedat<{LONG}|s", {USED + ".a": PAST, USED + ".b": USED_AT}, True),
+        (COND + "overlayfs", f"usedat<{LONG}|s", {}, False),
+        (COND + "overlayfs", f"usedat<{LONG}|s", {USED: "yesterday"}, False),
+        (COND + "overlayfs", f"usedat<={LONG}|s", {USED: USED_AT}, False),
+        (COND + "overlayfs", f"usedat=={LONG}|s", {USED: USED_AT}, False),
+        (COND + "overlayfs", f"usedat!={LONG}|s", {USED: USED_AT}, False),
+        (COND + "overlayfs", f" usedat<{LONG}|s", {USED: USED_AT}, False),
+        (COND + "overlayfs", "usedat<1d|s", {USED: USED_AT}, False),
+        (COND + "overlayfs", f"usedat<{LONG}s", {USED: USED_AT}, False),
+    ],
+)
+@pytest.mark.parametrize("owner", ["image", "content"])
+def test_a_conditional_reference_holds_while_its_condition_does(world, owner, key, value, used, kept):
+    labels = {key: value}
+    world.image("a", "i", "d1", labels=labels if owner == "image" else None)
+    world.content("a", "d1", labels=labels if owner == "content" else None)
+    world.snapshot("a", "base")
+    world.snapshot("a", "s", "base", labels=used)
+    world.snapshot("b", "s", labels=used)  # another namespace's is not meant
+    world.collect()
+    snapshots = {"a snapshot overlayfs/base", "a snapshot overlayfs/s"} if kept else set()
+    assert world.left() == {"a image i", "a content d1"} | snapshots
+
+
+def test_a_snapshot_with_a_bar_in_its_name(world):
+    world.content("a", "d", labels={"containerd.io/gc.root": "x", COND + "overlayfs": f"usedat>{SHORT}|s|t"})
+    world.snapshot("a", "s|t", labels={USED: USED_AT})
+    world.collect()
+    assert "a snapshot overlayfs/s|t" in world.left()
+
+
+def test_conditional_references_of_what_is_not_held_hold_nothing(world):
+    labels = {COND + "overlayfs": f"usedat>{SHORT}|s"}
+    world.content("a", "d", labels=labels)
+    world.image("a", "i", "d", labels={"containerd.io/gc.expire": PAST, **labels})
+    world.snapshot("a", "s", labels={USED: USED_AT})
+    world.container("a", "web", labels=labels)  # containers have none
+    world.lease("a", "l", labels=labels)
+    assert world.collect().next_expiry is None
+    assert world.left() == {"a lease l"}
+
+
+def test_the_collector_is_told_when_a_condition_ends(world):
+    world.image("a", "i", "d", labels={COND + "overlayfs": f"usedat<{LONG}|s"})
+    world.snapshot("a", "s", labels={USED: USED_AT})
+    assert world.collect().next_expiry == (1735689600 + 2_000_000 * 3600) * 1_000_000_000
+
+
 # -- against a naive reading of the rules ---------------------------------------------------------------------------
 
 
