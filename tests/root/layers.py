@@ -121,10 +121,15 @@ def tree(root: str | os.PathLike[str]) -> dict[str, tuple]:
     found: dict[str, tuple] = {}
     inodes: dict[tuple[int, int], str] = {}
     for parent, directories, files in os.walk(root):
+        directories.sort()
         for name in sorted(directories + files):
             path = os.path.join(parent, name)
-            status = os.lstat(path)
             relative = os.path.relpath(path, root)
+            try:
+                status = os.lstat(path)
+            except FileNotFoundError:  # overlayfs lists the whiteouts of a directory that one layer alone has
+                found[relative] = ("whiteout",)
+                continue
             first = ""
             if status.st_nlink > 1 and not os.path.isdir(path):
                 first = inodes.setdefault((status.st_dev, status.st_ino), relative)

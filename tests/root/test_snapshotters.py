@@ -13,6 +13,7 @@ from orlop.core.snapshots.proxy import ProxySnapshotter
 from orlop.linux import btrfs
 from orlop.plugins.proxy import Peer
 from orlop.plugins.snapshots.btrfs import Btrfs
+from orlop.plugins.snapshots.erofs import Erofs, verdict
 from orlop.plugins.snapshots.native import Native
 from orlop.plugins.snapshots.overlayfs import Overlayfs, options_here
 from orlop.testing.snapshots import SnapshotterContract
@@ -25,6 +26,23 @@ pytestmark = pytest.mark.root
 class TestOverlayfs(SnapshotterContract):
     def snapshotter(self, root: Path) -> Snapshotter:
         return Overlayfs(root, options=options_here(root))
+
+
+class TestErofs(SnapshotterContract):
+    @pytest.fixture(autouse=True)
+    def _unmounted(self) -> Iterator[None]:
+        self.made: list[Erofs] = []
+        yield
+        for one in self.made:
+            one.close()
+
+    def snapshotter(self, root: Path) -> Snapshotter:
+        root.mkdir(parents=True, exist_ok=True)
+        works = verdict(root)
+        if not works:
+            pytest.skip(works.reason)
+        self.made.append(Erofs(root, options=options_here(root)))
+        return self.made[-1]
 
 
 class TestNative(SnapshotterContract):

@@ -30,6 +30,7 @@ MODULES: Final = (
     "orlop.plugins.snapshots.overlayfs",
     "orlop.plugins.snapshots.native",
     "orlop.plugins.snapshots.btrfs",
+    "orlop.plugins.snapshots.erofs",
     "orlop.plugins.services.snapshots",
     "orlop.plugins.content.local.plugin",
     "orlop.plugins.gc.scheduler",

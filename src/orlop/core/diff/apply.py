@@ -7,6 +7,7 @@ source. Everything else is mounted in the job's own mount namespace.
 
 import dataclasses
 import errno
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from orlop.core.diff.extract import Limits
 from orlop.core.diff.processors import Step, running
 from orlop.core.diff.workers import JobError, Pool
 from orlop.core.mount import Mount, disk, options
+
+log: Final = logging.getLogger(__name__)
 
 _READ_ONLY: Final = "ro"
 
@@ -73,10 +76,15 @@ class Plan:
         marks = "user.overlay" if "userxattr" in mount.options else "trusted.overlay"
         return cls(mounts=mounts, directory=upper, lower=_below(lowers, mount), overlay=True, marks=marks)
 
-    def request(self, *, sync: bool, limits: Limits) -> dict[str, Any]:
-        """As the zygote takes it."""
+    def request(self, *, sync: bool, limits: Limits, image: str = "") -> dict[str, Any]:
+        """As the zygote takes it.
+
+        Args:
+            image: file to make of the layer instead of writing into the tree.
+        """
         return {
-            "kind": "apply",
+            "kind": "index" if image else "apply",
+            "image": image,
             "mounts": [dataclasses.asdict(mount) for mount in self.mounts],
             "directory": self.directory,
             "lower": [dataclasses.asdict(mount) for mount in self.lower],
@@ -99,18 +107,30 @@ async def apply(
     progress: Progress | None = None,
     steps: Sequence[Step] = (),
     payloads: Mapping[str, bytes] | None = None,
+    image: str = "",
 ) -> Applied:
     """Unpack the blob at `path` onto `mounts`; see `Differ.apply` for what is raised.
 
     Args:
         path: the blob's file; opened here, so that it may be removed meanwhile.
+        image: where to make a file system image of the layer instead, which whoever gave the mounts stacks in its
+            stead. A layer that cannot be one is unpacked.
         sync: write the tree to disk before this returns.
         steps: stream processors that the blob goes through first.
         payloads: what they are given, by their ids.
     """
     plan = Plan.of(mounts)
     return await carry_out(
-        pool, path, layer, plan, sync=sync, limits=limits, progress=progress, steps=steps, payloads=payloads
+        pool,
+        path,
+        layer,
+        plan,
+        sync=sync,
+        limits=limits,
+        progress=progress,
+        steps=steps,
+        payloads=payloads,
+        image=image,
     )
 
 
@@ -125,6 +145,7 @@ async def carry_out(
     progress: Progress | None = None,
     steps: Sequence[Step] = (),
     payloads: Mapping[str, bytes] | None = None,
+    image: str = "",
 ) -> Applied:
     """`apply` with a plan of the caller's."""
     try:
@@ -136,9 +157,20 @@ async def carry_out(
         if progress is not None and "progress" in message:
             progress(message["progress"])
 
-    try:
+    async def run(image: str) -> dict[str, Any]:
+        request = plan.request(sync=sync, limits=limits or Limits(), image=image)
         async with running(steps, descriptor, payloads or {}) as source:
-            done = await pool.run(plan.request(sync=sync, limits=limits or Limits()), source, tell=tell)
+            return await pool.run(request, source, tell=tell)
+
+    try:
+        try:
+            done = await run(image if plan.directory is not None else "")
+        except JobError as error:
+            if error.message["kind"] != "unsuitable":
+                raise
+            log.info("layer is unpacked", extra={"digest": layer.digest, "reason": error.message["text"]})
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            done = await run("")
     except JobError as error:
         raise failure(f"layer {layer.digest}", error, written=plan.directory, read=path) from error
     finally:

@@ -68,7 +68,7 @@ def _extract(job: Job, request: Message, view: sandbox.View, report: int) -> Mes
     )
     merging = not tree.layered and bool(os.listdir(view.root_fd))
     say(report, {"phase": "extract"})
-    reader = Reader(_counted(pipeline, report))
+    reader = Reader(counted(pipeline, report))
     extractor = Extractor(reader, tree, merging=merging, limits=limits)
     try:
         result = extractor.run()
@@ -87,7 +87,8 @@ def _extract(job: Job, request: Message, view: sandbox.View, report: int) -> Mes
     }
 
 
-def _counted(pipeline: Pipeline, report: int) -> Iterator[bytes]:
+def counted(pipeline: Pipeline, report: int) -> Iterator[bytes]:
+    """The pipeline's chunks; how much of the blob has been read is reported on the way."""
     told = 0
     for chunk in pipeline:
         yield chunk

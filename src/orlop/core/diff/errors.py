@@ -22,6 +22,10 @@ class LimitError(ArchiveError):
     """The archive is larger than the limits that its reader was given."""
 
 
+class UnsuitableError(Exception):
+    """An index cannot show this layer rightly, or not here; it must be extracted. The text says why."""
+
+
 class EntryError(Exception):
     """A failure with the entry or path that it was met at; what failed is its cause."""
 

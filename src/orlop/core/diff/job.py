@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from orlop.base.errdefs import OrlopError
 from orlop.core.diff import sandbox
-from orlop.core.diff.errors import ArchiveError, EntryError, LimitError, shown
+from orlop.core.diff.errors import ArchiveError, EntryError, LimitError, UnsuitableError, shown
 from orlop.core.diff.layer import ChangedError
 from orlop.core.mount import Mount
 from orlop.linux import prctl
@@ -106,6 +106,8 @@ def describe(error: BaseException, entry: bytes | None = None) -> Message:
         return {"kind": kind, "text": error.reason, "entry": shown(error.entry) if error.entry is not None else where}
     if isinstance(error, ReportedError):
         return error.message
+    if isinstance(error, UnsuitableError):
+        return {"kind": "unsuitable", "text": str(error), "entry": where}
     if isinstance(error, ChangedError):
         return {"kind": "changed", "text": str(error), "entry": where}
     if isinstance(error, OrlopError):

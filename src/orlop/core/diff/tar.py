@@ -192,6 +192,11 @@ class Reader:
         self._position = end
         return memoryview(self._buffer)[start:end]
 
+    @property
+    def unread(self) -> int:
+        """Bytes that have come in and are not yet taken or passed."""
+        return len(self._buffer) - self._position
+
     def drain(self) -> None:
         """Read the stream to its end, so that whoever hashes it has seen all of it."""
         self._buffer = b""

@@ -16,11 +16,11 @@ import socket
 import sys
 from typing import Final
 
-from orlop.core.diff import apply_job, compare_job, job, output, sandbox, stream
+from orlop.core.diff import apply_job, compare_job, index_job, job, output, sandbox, stream
 from orlop.linux import prctl
 
 MAX_REQUEST: Final = 1 << 18
-_JOBS: Final = {"apply": apply_job.apply, "compare": compare_job.compare}
+_JOBS: Final = {"apply": apply_job.apply, "compare": compare_job.compare, "index": index_job.index}
 
 
 def main(control_fd: int) -> None:

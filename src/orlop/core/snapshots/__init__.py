@@ -175,6 +175,14 @@ class Snapshotter(Protocol):
         """The number of the snapshot that is written to through `path`, a directory in its mounts; else None."""
         return None
 
+    def image(self, number: int) -> str | None:
+        """A path at which a whole layer may be put as a file system image instead of being unpacked; None for no.
+
+        Asked for active snapshots that only an unpacker writes to, before it does. What lies there at `commit` is the
+        snapshot.
+        """
+        return None
+
     def shown_labels(self, number: int, kind: Kind) -> Mapping[str, str]:
         """Labels that clients see of a snapshot beside its own; quick. They are stored nowhere."""
         return {}

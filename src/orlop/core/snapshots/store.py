@@ -318,6 +318,17 @@ class Store:
         """`note_usage` by the snapshot's number."""
         self._applied[number] = usage
 
+    def image(self, number: int) -> str | None:
+        """Where a layer for this snapshot may be put as an image (`Snapshotter.image`); only an unpacker's has such."""
+        row = self._db.read(
+            lambda queries: queries.execute(
+                "SELECT name, kind FROM snapshots WHERE number = ? AND snapshotter = ?", (number, self.name)
+            ).fetchone()
+        )
+        if row is None or row["kind"] != Kind.ACTIVE or not row["name"].startswith(UNPACK_KEY_PREFIX):
+            return None
+        return self.snapshotter.image(number)
+
     # -- in the transaction -----------------------------------------------------------------------------------------
 
     async def _create(self, creation: Creation) -> list[Mount]:

@@ -96,12 +96,27 @@ class Stores(Mapping[str, Store]):
         For who has the mounts of an active snapshot and not its key, as the diff service; see `Store.note_usage`.
         Mounts that are no snapshot's are ignored.
         """
+        found = self._located(mounts)
+        if found is not None:
+            store, number = found
+            store.note_applied(number, usage)
+
+    def image(self, mounts: Sequence[Mount]) -> str | None:
+        """Where a layer to be unpacked into `mounts` may be put as an image instead; see `Snapshotter.image`."""
+        found = self._located(mounts)
+        if found is None:
+            return None
+        store, number = found
+        return store.image(number)
+
+    def _located(self, mounts: Sequence[Mount]) -> tuple[Store, int] | None:
+        """The active snapshot that `mounts` write to."""
         for path in _written_through(mounts):
             for store in self._stores.values():
                 number = store.snapshotter.locate(path)
                 if number is not None:
-                    store.note_applied(number, usage)
-                    return
+                    return store, number
+        return None
 
     def room_beside(self, mounts: Sequence[Mount]) -> Path | None:
         """The directory of directories in which that of the snapshot lies which these mounts are of.

@@ -1,0 +1,304 @@
+"""Layers as EROFS images beside the same layers extracted: both must show the same tree, or refuse the same archive."""
+
+import contextlib
+import os
+import random
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orlop.core.diff import tar
+from orlop.core.diff.erofs import Node
+from orlop.core.diff.errors import ArchiveError, UnsuitableError
+from orlop.core.diff.extract import Extractor
+from orlop.core.diff.indexing import Builder
+from orlop.core.diff.tree import Tree
+from orlop.core.mount import Mount
+from orlop.core.mount.perform import temp_mount
+from orlop.linux import mount as mnt
+from orlop.plugins.snapshots.erofs import verdict
+from tests.root.layers import archive, directory, entry, file, hardlink, symlink, tree
+
+pytestmark = pytest.mark.root
+
+NOW = 1_700_000_000_000_000_000  # what gets its time from the clock has one after this
+
+
+class Pair:
+    """The same layers twice: extracted, and as images."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.extracted: list[str] = []
+        self.images: list[str] = []
+        self._undo = contextlib.ExitStack()
+        self._undo.callback(os.umask, os.umask(0))
+
+    def close(self) -> None:
+        self._undo.close()
+
+    def add(self, blob: bytes) -> str:
+        """One more layer on both; what was said against it, or an empty string."""
+        number = len(self.extracted)
+        upper = self.base / f"tree{number}"
+        upper.mkdir(mode=0o755)
+        image = self.base / f"image{number}"
+        with self._lower(self.extracted) as lower:
+            refused = self._extract(blob, upper, lower)
+        with self._lower(self.images) as lower:
+            said = self._index(blob, image, lower)
+        assert bool(refused) == bool(said), (refused, said)
+        if refused:
+            return refused
+        point = self.base / f"mounted{number}"
+        point.mkdir()
+        mnt.mount(image, point, "erofs", mnt.MS_RDONLY)
+        self._undo.callback(mnt.umount2, point, mnt.MNT_DETACH)
+        self.extracted.insert(0, str(upper))
+        self.images.insert(0, str(point))
+        return ""
+
+    def seen(self) -> tuple[dict[str, tuple], dict[str, tuple]]:
+        """What both show now, without times of the clock."""
+        views = []
+        for layers in (self.extracted, self.images):
+            with temp_mount(_view(layers), str(self.base)) as merged:
+                views.append({path: _timeless(found) for path, found in tree(merged).items()})
+        return views[0], views[1]
+
+    @contextlib.contextmanager
+    def _lower(self, layers: Sequence[str]) -> Iterator[int]:
+        if not layers:
+            yield -1
+            return
+        with temp_mount(_view(layers), str(self.base)) as merged:
+            fd = os.open(merged, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    def _extract(self, blob: bytes, upper: Path, lower: int) -> str:
+        here = os.open(".", os.O_RDONLY)
+        root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY)
+        made = Tree(root, lower, layered=lower >= 0)
+        try:
+            result = Extractor(tar.Reader([blob]), made).run()
+            for path in result.opaque:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    if (upper / os.fsdecode(path)).is_dir() and not _through_link(upper, path):
+                        os.setxattr(upper / os.fsdecode(path), "trusted.overlay.opaque", b"y")
+        except ArchiveError as error:
+            return str(error)
+        finally:
+            made.close()
+            os.fchdir(here)
+            os.close(here)
+            os.close(root)
+        return ""
+
+    def _index(self, blob: bytes, image: Path, lower: int) -> str:
+        root = Node(0o40755, 0, 0, NOW)
+        pieces = [blob[start : start + 700] for start in range(0, len(blob), 700)]
+        with open(image, "wb") as file:
+            builder = Builder(pieces, file.fileno(), root, lower_fd=lower, layered=lower >= 0, now=NOW)
+            try:
+                builder.run()
+            except ArchiveError as error:
+                return str(error)
+        return ""
+
+
+def _view(layers: Sequence[str]) -> list[Mount]:
+    if len(layers) == 1:
+        return [Mount(type="bind", source=layers[0], options=("ro", "rbind"))]
+    return [Mount(type="overlay", source="overlay", options=("index=off", f"lowerdir={':'.join(layers)}"))]
+
+
+def _through_link(upper: Path, path: bytes) -> bool:
+    return os.path.realpath(upper / os.fsdecode(path)) != str(upper / os.fsdecode(path))
+
+
+def _timeless(found: tuple) -> tuple:
+    return tuple("now" if index == 4 and value >= NOW else value for index, value in enumerate(found[:8]))
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    works = verdict(tmp_path)
+    if not works:
+        pytest.skip(works.reason)
+    one = Pair(tmp_path)
+    yield one
+    one.close()
+
+
+def same(pair: Pair, *layers: Sequence[tuple[tarfile.TarInfo, bytes]]) -> dict[str, tuple]:
+    for layer in layers:
+        assert pair.add(archive(*layer)) == ""
+    extracted, images = pair.seen()
+    assert images == extracted
+    return images
+
+
+def test_every_kind_of_entry(pair: Pair) -> None:
+    seen = same(
+        pair,
+        [
+            directory("./etc/", mode=0o750, uid=3, gid=4),
+            file("etc/file", b"words", uid=5, gid=6, mode=0o4755),
+            hardlink("etc/again", "etc/file", uid=5, gid=6, mode=0o4755),
+            symlink("etc/link", "/nowhere", uid=7),
+            symlink("etc/long", "x" * 2000),
+            entry("dev/null", tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666),
+            entry("dev/loop", tarfile.BLKTYPE, devmajor=700, devminor=70000, mode=0o660, gid=6),
+            entry("run/fifo", tarfile.FIFOTYPE, mode=0o600),
+            file("sticky/empty", b""),
+            file("big", random.Random(1).randbytes(3_000_001)),
+            directory("tmp", mode=0o1777),
+            file("caps", pax_headers={"SCHILY.xattr.user.x": "value", "SCHILY.xattr.user.empty": ""}),
+            directory("attributed", pax_headers={"SCHILY.xattr.user.x": "v" * 3000, "mtime": "1234.5"}),
+        ],
+    )
+    assert seen["caps"][7]["user.x"] == b"value"
+    assert seen["attributed"][4] == 1_234_500_000_000
+
+
+def test_directories_of_every_size(pair: Pair) -> None:
+    same(pair, [file(f"d{count}/{'n' * (index % 200)}{index}", b"") for count in range(40) for index in range(count)])
+    same(pair, [file(f"large/{index:05}", str(index).encode()) for index in range(3000)])
+
+
+def test_layers_on_each_other(pair: Pair) -> None:
+    """Parents that are links below, that have owners below, whiteouts, opaque ones, hard links to what lies below."""
+    seen = same(
+        pair,
+        [
+            directory("usr/lib", uid=9, mode=0o751, pax_headers={"SCHILY.xattr.user.x": "below"}),
+            symlink("lib", "usr/lib"),
+            file("usr/lib/a", b"a" * 1000, uid=4),
+            directory("opaque"),
+            file("opaque/hidden"),
+            file("gone"),
+            directory("replaced"),
+            file("replaced/inner"),
+        ],
+        [
+            file("lib/b", b"b"),
+            hardlink("copy", "lib/a", uid=4),
+            file("opaque/.wh..wh..opq", b""),
+            file("opaque/new"),
+            file(".wh.gone", b""),
+            file("replaced"),
+        ],
+        [directory("replaced"), file("replaced/other"), file("usr/.wh.lib", b""), file("usr/lib/c")],
+    )
+    assert "usr/lib/a" not in seen
+    assert "usr/lib/c" in seen
+    assert seen["copy"][5] is not None
+    assert "opaque/hidden" not in seen
+    assert "gone" not in seen
+    assert seen["lib"][5] == "usr/lib"
+
+
+def test_an_opaque_root(pair: Pair) -> None:
+    seen = same(pair, [file("a/x"), file("b")], [file("a/y"), file(".wh..wh..opq", b""), file("c")])
+    assert set(seen) == {"a", "a/y", "c"}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        entry("file", pax_headers={"SCHILY.xattr.system.posix_acl_access": "x"}),
+        entry("file", pax_headers={"SCHILY.xattr.security.selinux": "x"}),
+        entry("file", pax_headers={"SCHILY.xattr.security.capability": "x"}),
+        entry("file", pax_headers={"GNU.sparse.map": "0,0", "GNU.sparse.numblocks": "1", "GNU.sparse.size": "4096"}),
+    ],
+)
+def test_what_an_index_cannot_show_is_left_to_the_extractor(tmp_path: Path, bad: tuple[tarfile.TarInfo, bytes]) -> None:
+    with open(tmp_path / "image", "wb") as file, pytest.raises(UnsuitableError):
+        Builder([archive(bad)], file.fileno(), Node(0o40755, 0, 0, NOW)).run()
+
+
+# -- whatever an archive holds --------------------------------------------------------------------------------------
+
+_NAMES = [
+    "a",
+    "b",
+    "a/b",
+    "a/b/c",
+    "l",
+    "l/x",
+    "a/l",
+    "a/l/y",
+    "../a",
+    "/b/../a",
+    "a/./b/",
+    ".wh.a",
+    ".wh.b",
+    "a/.wh.b",
+    "l/.wh.x",
+    "a/.wh..wh..opq",
+    "b/.wh..wh..opq",
+    ".wh..wh..opq",
+    ".wh.l",
+    "a/.wh.l",
+    ".wh..",
+    "./",
+    "n" * 256,
+]
+_TARGETS = ["a", "/a", "..", "../..", "l", "a/l", "b/c", "/", "x", "."]
+
+
+@st.composite
+def members(draw: st.DrawFn) -> tuple[tarfile.TarInfo, bytes]:
+    name = draw(st.sampled_from(_NAMES))
+    kind = draw(
+        st.sampled_from(
+            [
+                tarfile.REGTYPE,
+                tarfile.DIRTYPE,
+                tarfile.DIRTYPE,
+                tarfile.SYMTYPE,
+                tarfile.SYMTYPE,
+                tarfile.LNKTYPE,
+                tarfile.CHRTYPE,
+                tarfile.FIFOTYPE,
+            ]
+        )
+    )
+    fields: dict[str, object] = {
+        "uid": draw(st.integers(0, 2)),
+        "gid": draw(st.integers(0, 2)),
+        "mode": draw(st.sampled_from([0o755, 0o644, 0o2775, 0o4711, 0o1777, 0])),
+        "mtime": draw(st.integers(0, 2_000_00)),
+    }
+    if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        fields["linkname"] = draw(st.sampled_from(_TARGETS if kind == tarfile.SYMTYPE else _NAMES))
+    if kind == tarfile.CHRTYPE:
+        fields["devmajor"] = fields["devminor"] = draw(st.integers(0, 1))
+    if draw(st.integers(0, 5)) == 0:
+        fields["pax_headers"] = {"SCHILY.xattr.user.k": draw(st.sampled_from(["", "v", "w" * 300]))}
+    data = draw(st.sampled_from([b"", b"data", b"z" * 512, b"y" * 5000])) if kind == tarfile.REGTYPE else b""
+    return entry(name, kind, data, **fields)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(st.lists(st.lists(members(), max_size=8), min_size=1, max_size=3))
+def test_whatever_an_archive_holds(tmp_path_factory: pytest.TempPathFactory, layers: list[list]) -> None:
+    base = tmp_path_factory.mktemp("pair")
+    if not (works := verdict(base)):
+        pytest.skip(works.reason)
+    pair = Pair(base)
+    try:
+        for layer in layers:
+            if pair.add(archive(*layer)):
+                return
+            extracted, images = pair.seen()
+            assert images == extracted
+    finally:
+        pair.close()
