@@ -30,6 +30,7 @@ def test_what_counts_as_held() -> None:
     assert judge(NOTHING, _with("daemon_bytes", 25 << 20), 0) == [
         "daemon_bytes: 25.0 MiB more than after the first round"
     ]
+    assert judge(NOTHING, _with("daemon_bytes", 25 << 20), 0, peak=20 << 20) == [], "a part of the peak may stay"
 
 
 def _with(name: str, value: int) -> Vitals:

@@ -1,6 +1,7 @@
 """One collection: mark, remove the rows that were not marked, put their bytes into the trash; one write transaction."""
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -96,14 +97,17 @@ class Collector:
         self._mounts = mounts
         self._image_deleted = image_deleted
 
-    def collect(self, tx: Transaction) -> Stats:
-        """Remove all that cannot be reached. A function for `Database.write`."""
+    def collect(self, tx: Transaction, limit: int | None = None) -> Stats:
+        """Remove all that cannot be reached, or `limit` of it. A function for `Database.write`."""
         began = time.monotonic()
         tx.frees = True
         graph = Graph.load(tx, is_open=self._content.is_open)
         reachable = mark(graph.roots, graph.references)
         marked = time.monotonic()
-        garbage = [node for node in graph.collectible if node not in reachable]
+        garbage = [node for node in graph.collectible if node not in reachable and self._can_remove(node)]
+        # From the top down: a snapshot with children cannot be deleted.
+        garbage.sort(key=lambda node: -graph.height(node) if node.kind is Kind.SNAPSHOT else -math.inf)
+        garbage = garbage[:limit]
         removed: Counter[Kind] = Counter()
         freed = self._sweep(tx, garbage, graph, removed)
         if self._mounts is not None:
@@ -118,14 +122,18 @@ class Collector:
             next_expiry=graph.next_expiry,
         )
 
+    def _can_remove(self, node: Node) -> bool:
+        """Whether what has it is loaded; what is not keeps all it has."""
+        if node.kind is Kind.SNAPSHOT:
+            return node.key.partition("/")[0] in self._snapshots
+        return node.kind is not Kind.MOUNT or self._mounts is not None
+
     def _sweep(self, tx: Transaction, garbage: Sequence[Node], graph: Graph, removed: Counter[Kind]) -> int:
         freed = 0
-        snapshots = []
         for node in garbage:
             match node.kind:
                 case Kind.SNAPSHOT:
-                    snapshots.append(node)
-                    continue
+                    self._snapshots[node.key.partition("/")[0]].delete(tx, graph.snapshots[node])
                 case Kind.CONTENT:
                     freed += self._content.remove_record(tx, node.namespace, node.key)
                 case Kind.INGEST:
@@ -136,15 +144,8 @@ class Collector:
                 case Kind.LEASE:
                     tx.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (node.namespace, node.key))
                 case Kind.MOUNT:
-                    if self._mounts is None:
-                        continue
+                    assert self._mounts is not None
                     self._mounts.remove(tx, graph.mounts[node])
             log.debug("collected", extra={"kind": node.kind.name.lower(), "namespace": node.namespace, "key": node.key})
             removed[node.kind] += 1
-        # From the top down: a snapshot with children cannot be deleted.
-        for node in sorted(snapshots, key=graph.height, reverse=True):
-            store = self._snapshots.get(node.key.partition("/")[0])
-            if store is not None:
-                store.delete(tx, graph.snapshots[node])
-                removed[Kind.SNAPSHOT] += 1
         return freed

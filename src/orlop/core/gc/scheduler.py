@@ -6,15 +6,18 @@ when nothing happens, nothing wakes up.
 """
 
 import asyncio
+import functools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from orlop.base.errdefs import UnavailableError
+from orlop.base.errdefs import ResourceExhaustedError, UnavailableError
 from orlop.core.gc.collector import Collector, Stats
+from orlop.core.gc.mark import Kind
 from orlop.core.metadata import Database
 
 log: Final = logging.getLogger(__name__)
@@ -25,6 +28,10 @@ MAXIMUM_PAUSE: Final = 0.5
 # Without a pause threshold: containerd's first interval.
 INTERVAL_S: Final = 1.0
 RETRY_S: Final = 1.0
+PART: Final = 5000
+"""What is removed in one transaction: about half a second, after marking, in which nobody else writes."""
+SMALL_PART: Final = 200
+"""The same where there is no space for more: each part frees some for the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +180,7 @@ class Scheduler:
             self._mutations = self._deletions = 0
         waiters, self._waiters = self._waiters, []
         try:
-            stats = await self._db.write(self._collector.collect)
+            stats = await self._collect()
         except Exception as error:
             log.exception("garbage collection failed")
             self._earliest = time.monotonic() + RETRY_S
@@ -204,6 +211,30 @@ class Scheduler:
             except Exception:
                 log.exception("after the collection")
         self._answer(waiters, stats=stats)
+
+    async def _collect(self) -> Stats:
+        """One collection: in parts if much goes, so that others write in between, and in small ones on a full disk."""
+        parts: list[Stats] = []
+        limit, more = PART, True
+        while more:
+            try:
+                part = await self._db.write(functools.partial(self._collector.collect, limit=limit))
+            except ResourceExhaustedError:
+                if limit == SMALL_PART:
+                    raise
+                log.warning("garbage collection: no space to remove much at once: in small parts")
+                limit = SMALL_PART
+                continue
+            parts.append(part)
+            more = sum(part.removed.values()) == limit
+        removed: Counter[Kind] = sum((Counter(part.removed) for part in parts), Counter())
+        return replace(
+            parts[-1],
+            removed=dict(removed),
+            freed_bytes=sum(part.freed_bytes for part in parts),
+            mark_s=sum(part.mark_s for part in parts),
+            sweep_s=sum(part.sweep_s for part in parts),
+        )
 
     def _interval_s(self) -> float:
         pause = min(max(self._policy.pause_threshold, 0.0), MAXIMUM_PAUSE)

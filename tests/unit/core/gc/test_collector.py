@@ -44,14 +44,14 @@ class World:
         tx.execute("DELETE FROM snapshots WHERE number = ?", (number,))
         self.snapshot_order.append(number)
 
-    def collect(self, snapshotters=("overlayfs", "btrfs")):
+    def collect(self, snapshotters=("overlayfs", "btrfs"), limit=None):
         tx = Transaction(self.connection)
         collector = Collector(
             self,
             dict.fromkeys(snapshotters, self),
             image_deleted=lambda _tx, namespace, name: self.deleted_images.append((namespace, name)),
         )
-        stats = collector.collect(tx)
+        stats = collector.collect(tx, limit)
         assert (tx.mutations, tx.deletions) == (0, 0), "a collection must not ask for the next one"
         return stats
 
@@ -137,6 +137,17 @@ def test_marking_reaches_what_can_be_reached_and_nothing_else():
     edges = {node("a"): [node("b"), node("a")], node("b"): [node("c")], node("d"): [node("a")]}
     assert mark([node("a"), node("x", True)], lambda n: edges.get(n, [])) == {node(key) for key in "abcx"}
     assert mark([node("b", True), node("b")], lambda n: edges.get(n, [])) == {node("b"), node("c")}
+
+
+def test_a_part_goes_at_a_time_and_what_cannot_go_takes_no_place_in_it(world):
+    world.snapshot("a", "other", snapshotter="not loaded")
+    for number in range(5):
+        world.snapshot("a", f"s{number}", f"s{number - 1}" if number else None)
+        world.content("a", f"d{number}")
+    counts = [sum(world.collect(limit=3).removed.values()) for _ in range(5)]
+    assert counts == [3, 3, 3, 1, 0]
+    assert world.left() == {"a snapshot not loaded/other"}
+    assert world.snapshot_order == sorted(world.snapshot_order, reverse=True)
 
 
 def test_what_nothing_refers_to_goes(world):

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from orlop.base.errdefs import UnavailableError
+from orlop.base.errdefs import ResourceExhaustedError, UnavailableError
 from orlop.core.gc import Policy, Scheduler, Stats
+from orlop.core.gc.mark import Kind
+from orlop.core.gc.scheduler import PART, SMALL_PART
 from orlop.core.metadata import Database
 
 
@@ -21,12 +23,19 @@ class Recorder:
         self.gate.set()
         self.entered = threading.Event()
         self.error = None
+        self.garbage = 0
+        self.space = PART
         self.expiry = None
         self.done = asyncio.Event()
         self.loop = asyncio.get_running_loop()
 
-    def collect(self, tx):
+    def collect(self, tx, limit):
         self.entered.set()
+        if self.garbage:
+            if limit > self.space:
+                raise ResourceExhaustedError("no space left")
+            count, self.garbage = min(limit, self.garbage), max(self.garbage - limit, 0)
+            return Stats(removed={Kind.CONTENT: count}, freed_bytes=count)
         assert self.gate.wait(10)
         if self.error is not None:
             raise self.error
@@ -161,6 +170,21 @@ def test_a_failed_collection_tells_those_who_wait_and_is_tried_again(tmp_path, c
 
     asyncio.run(main())
     assert "garbage collection failed" in caplog.text
+
+
+@pytest.mark.parametrize("space", [PART, SMALL_PART])
+@pytest.mark.parametrize("garbage", [1, SMALL_PART, PART, PART + 50])
+def test_much_is_collected_in_parts_and_without_space_in_small_ones(tmp_path, garbage, space):
+    async def main():
+        async with running(tmp_path) as (_db, scheduler, recorder):
+            await recorder.next()
+            recorder.garbage, recorder.space = garbage, space
+            stats = await scheduler.collect()
+            assert stats.removed == {Kind.CONTENT: garbage}
+            assert stats.freed_bytes == garbage
+            assert recorder.garbage == 0
+
+    asyncio.run(main())
 
 
 def test_after_the_end_nobody_waits(tmp_path):
