@@ -340,6 +340,63 @@ def test_a_failed_pull_leaves_nothing(orlopd, namespace, fault, error):
     misbehaving(orlopd, namespace, scenario)
 
 
+def legacy_image(remote, name, tag):
+    """An image as a registry of 2016 served it: Docker's types, and a config that is just bytes."""
+    data = layer("file", 1 << 16)
+    config = Image(os="linux", architecture=HERE.architecture, rootfs=RootFS(diff_ids=(Digest.of(data),)))
+    manifest = Manifest(
+        media_type=media_types.DOCKER_MANIFEST,
+        config=remote.add_blob(name, encode(config), media_types.OCTET_STREAM),
+        layers=(remote.add_blob(name, data, media_types.DOCKER_LAYER),),
+    )
+    return manifest, remote.add_manifest(name, tag, encode(manifest), media_types.DOCKER_MANIFEST)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("way", ["client", "service"])
+def test_a_config_of_octets_gets_its_type(orlopd, namespace, way):
+    async def scenario(client, remote):
+        manifest, came = legacy_image(remote, "team/old", "1")
+        reference = f"{remote.address}/team/old:1"
+        for _ in range(2):
+            if way == "client":
+                image = await client.pull(reference, registry=orlop.RegistryOptions(plain_http=True))
+            else:
+                await client.transfer(OCIRegistry(reference=reference), ImageStore(name=reference, unpacks=UNPACK))
+                image = await client.images.get(reference)
+            assert image.target.digest != came.digest
+            assert image.target.media_type == media_types.DOCKER_MANIFEST
+            assert (await image.manifest()).config.media_type == media_types.DOCKER_CONFIG
+            assert (await image.manifest()).layers == manifest.layers
+            assert await image.is_unpacked()
+        info = await client.content.info(image.target.digest)
+        assert [info.labels[f"containerd.io/gc.ref.content.{number}"] for number in range(2)] == [
+            manifest.config.digest,
+            manifest.layers[0].digest,
+        ]
+        await client.leases.delete((await client.leases.create("sweep")).id, synchronous=True)
+        kept = {info.digest async for info in client.content.walk()}
+        assert kept == {image.target.digest, manifest.config.digest, manifest.layers[0].digest}
+        await image.delete(synchronous=True)
+
+    misbehaving(orlopd, namespace, scenario)
+
+
+@pytest.mark.root
+def test_a_config_of_octets_in_an_index_stays_so(orlopd, namespace):
+    async def scenario(client, remote):
+        _manifest, came = legacy_image(remote, "team/old", None)
+        index = remote.add_index("team/old", "1", [came])
+        reference = f"{remote.address}/team/old:1"
+        await client.transfer(OCIRegistry(reference=reference), ImageStore(name=reference, unpacks=UNPACK))
+        image = await client.images.get(reference)
+        assert image.target.digest == index.digest
+        assert await image.is_unpacked()
+        await image.delete(synchronous=True)
+
+    misbehaving(orlopd, namespace, scenario)
+
+
 @pytest.mark.root
 def test_a_cancelled_pull_stops_and_leaves_nothing(orlopd, namespace):
     async def scenario(client, remote):

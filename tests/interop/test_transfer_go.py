@@ -15,11 +15,14 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any as Packed
 
+from orlop import aio
 from orlop.api.services.streaming.v1 import streaming_pb2 as streaming_api
 from orlop.api.services.transfer.v1 import transfer_pb2 as api
 from orlop.api.types.transfer import imagestore_pb2, importexport_pb2, progress_pb2, registry_pb2, streaming_pb2
 from orlop.core.streaming.proxy import pack
-from tests.integration.test_transfer import opened, raw
+from orlop.core.transfer.ends import ImageStore, OCIRegistry
+from orlop.testing.registry import Registry
+from tests.integration.test_transfer import legacy_image, opened, raw
 from tools import containerd17 as packages
 from tools import daemons
 from tools.daemons import Containerd, Ctr
@@ -68,6 +71,26 @@ def empty(ctr):
     assert ctr("content", "ls", "-q").split() == []
     assert ctr("leases", "ls", "-q").split() == []
     assert ctr("snapshots", "ls").splitlines()[1:] == []
+
+
+def test_a_config_of_octets_becomes_what_containerd_makes_of_it(orlopd, containerd, go_ctr, namespace):
+    """Debian 12's ctr makes the manifest itself, on containerd; the transfer service makes the same."""
+
+    async def pulled() -> set[str]:
+        async with Registry() as remote:
+            _manifest, came = legacy_image(remote, "team/old", "1")
+            reference = f"{remote.address}/team/old:1"
+            ctr = go_ctr(containerd, namespace)
+            await asyncio.to_thread(ctr, "images", "pull", "--plain-http", reference)
+            async with aio.Client(str(orlopd.address), namespace, timeout_s=60) as client:
+                await client.transfer(OCIRegistry(reference=reference), ImageStore(name=reference))
+                image = await client.images.get(reference)
+                theirs = ctr("images", "ls").splitlines()[1].split()[2]
+                await image.delete(synchronous=True)
+            ctr("images", "rm", "--sync", reference)
+            return {came.digest, theirs, image.target.digest}
+
+    assert len(asyncio.run(pulled())) == 2
 
 
 def test_a_go_client_pulls_and_pushes(ctr, registry, busybox_image):

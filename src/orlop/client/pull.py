@@ -19,6 +19,7 @@ from orlop.client.registry import RegistryOptions
 from orlop.client.session import Session
 from orlop.client.stores import SessionStores
 from orlop.core.transfer.fetch import Selection
+from orlop.core.transfer.legacy import with_config_type
 from orlop.core.transfer.progress import Callback, Progress, Status
 from orlop.core.transfer.pull import Unpack
 from orlop.core.transfer.pull import pull as pull_target
@@ -109,6 +110,7 @@ async def _pull(
     )
     if media_types.is_index(target.media_type) and not manifests:
         raise NotFoundError(f"pull {name}: no manifest for platform {options.wanted}")
+    target = await with_config_type(stores.content, target)
     # Only now: an image whose name is there is whole.
     await stores.images.put(name, target, options.labels)
     return name

@@ -90,6 +90,14 @@ def is_config(media_type: str) -> bool:
     return media_type in _IMAGE_CONFIGS
 
 
+def may_be_config(media_type: str) -> bool:
+    """Whether a manifest's config of this type is an image's: Docker's registries of 2016 called it octet-stream.
+
+    Source: docker/distribution#1622, and containerd's core/remotes/docker/converter.go.
+    """
+    return is_config(media_type) or media_type == OCTET_STREAM
+
+
 def is_known_config(media_type: str) -> bool:
     """Whether this is a config of an image or of a checkpoint."""
     return media_type in _KNOWN_CONFIGS

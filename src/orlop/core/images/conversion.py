@@ -237,8 +237,8 @@ def read_document(blob: bytes, what: str) -> dict[str, Any]:
     return document
 
 
-def write_document(document: Mapping[str, Any]) -> bytes:
-    """The JSON of a manifest or index."""
+def write_document(document: Mapping[str, Any], *, indent: int | None = None) -> bytes:
+    """The JSON of a manifest or index; `indent` is as Go's MarshalIndent has it."""
     ordered = _ordered(document, _DOCUMENT_ORDER)
     for name in ("config", "subject"):
         if isinstance(ordered.get(name), dict):
@@ -246,7 +246,8 @@ def write_document(document: Mapping[str, Any]) -> bytes:
     for name in ("layers", "manifests"):
         if isinstance(ordered.get(name), list):
             ordered[name] = [_ordered(one, _DESCRIPTOR_ORDER) for one in ordered[name]]
-    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False)
+    colon = ":" if indent is None else ": "
+    text = json.dumps(ordered, indent=indent, separators=(",", colon), ensure_ascii=False)
     for plain, escaped in _ESCAPES.items():
         text = text.replace(plain, escaped)
     return text.encode()

@@ -64,7 +64,7 @@ async def unpack_tree(
         if media_types.is_manifest(descriptor.media_type) and await stores.content.exists(descriptor.digest):
             blob = await stores.content.read(descriptor.digest)
             manifest = decode_manifest(blob, what=f"manifest {descriptor.digest}")
-            if media_types.is_config(manifest.config.media_type) and all(
+            if media_types.may_be_config(manifest.config.media_type) and all(
                 media_types.is_layer(one.media_type) for one in manifest.layers
             ):
                 await _unpack_here(stores, name, manifest.config, manifest.layers, unpacks)
@@ -117,7 +117,7 @@ class _Pull:
             return children
         config = children[0]
         layers = [one for one in children if media_types.is_layer(one.media_type)]
-        if not layers or not media_types.is_config(config.media_type):
+        if not layers or not media_types.may_be_config(config.media_type):
             return children
         if config.digest not in self._configs:
             self._configs.add(config.digest)

@@ -26,6 +26,7 @@ from orlop.core.transfer.ends import ImageExportStream, ImageImportStream, Image
 from orlop.core.transfer.exporting import ExportOptions, export_archive
 from orlop.core.transfer.fetch import Selection
 from orlop.core.transfer.importing import import_archive, keep
+from orlop.core.transfer.legacy import with_config_type
 from orlop.core.transfer.naming import names_in_store
 from orlop.core.transfer.progress import Callback, Event, Listener, Tracker, ignore
 from orlop.core.transfer.pull import Unpack, pull, unpack_tree
@@ -155,6 +156,7 @@ class Local:
                 gate=self._downloads,
                 progress=telling.steps,
             )
+        target = await with_config_type(stores.content, target)
         telling.saved(await _put(stores, store, target, from_archive=False))
         telling.say(f"Completed pull from {registry}")
 
