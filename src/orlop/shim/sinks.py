@@ -6,6 +6,7 @@ binary:///path?key=value     a program that is handed pipes; see `start_logger`
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -13,13 +14,15 @@ import stat
 from dataclasses import dataclass
 
 from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError, PermissionDeniedError
-from orlop.linux.openat2 import RESOLVE_NO_MAGICLINKS, openat2
+from orlop.linux.openat2 import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
 
 _AT_FDCWD = -100
 # As much as containerd's pipe, copy buffer and FIFO hold together, so that a client who stops reading stops the
 # container no sooner.
 _FIFO_SIZE = 256 << 10
 _F_SETPIPE_SZ = 1031
+_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_LINKS = 40  # the kernel's own limit: path_resolution(7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +54,19 @@ def split(address: str) -> tuple[str, str]:
 def open_place(path: str, what: str) -> tuple[int, int]:
     """An O_PATH descriptor of `path` and its file type (`stat.S_IFMT`); a link as the last component is refused.
 
+    Before that, links are followed that root made, such as /var/run. Who may write into a directory on the way, as
+    tenants into theirs, could otherwise put a link there when the path has been judged.
+
     Raises:
         OrlopError: naming `what`, the path and the reason.
     """
     try:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fd = openat2(path, _PLACE, dir_fd=_AT_FDCWD, resolve=RESOLVE_NO_SYMLINKS)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            fd = _follow(path)
     except OSError as error:
         raise io_error(what, path, error) from error
     kind = stat.S_IFMT(os.fstat(fd).st_mode)
@@ -63,6 +74,36 @@ def open_place(path: str, what: str) -> tuple[int, int]:
         os.close(fd)
         raise InvalidArgumentError(f"{what} {path}: must be a FIFO, a file or a device, and no link")
     return fd, kind
+
+
+def _follow(path: str) -> int:
+    """Open `path` one component after the other, through links of root's alone."""
+    rest = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    followed = 0
+    try:
+        while rest:
+            there = os.open(rest.pop(), _PLACE, dir_fd=here)
+            status = os.fstat(there)
+            if not (stat.S_ISLNK(status.st_mode) and rest):
+                os.close(here)
+                here = there
+                continue
+            try:
+                followed += 1
+                if status.st_uid != 0 or followed > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                target = os.readlink("", dir_fd=there)
+            finally:
+                os.close(there)
+            rest += [part for part in reversed(target.split("/")) if part not in ("", ".")]
+            if target.startswith("/"):
+                os.close(here)
+                here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except BaseException:
+        os.close(here)
+        raise
+    return here
 
 
 def reopen(place: int, flags: int) -> int:
@@ -109,16 +150,16 @@ def open_fifo_output(place: int) -> tuple[int, int]:
         raise
 
 
-def open_file_output(path: str, *, create: bool) -> int:
-    """A file for output, to be appended to; without O_APPEND, which splice(2) refuses.
+def open_file_output(path: str) -> int:
+    """The file of a `file:` address, made if need be, for output to be appended to.
 
-    Magic links of /proc are not followed: a client's path shall not lead to the supervisor's own descriptors.
+    Without O_APPEND, which splice(2) refuses. Magic links of /proc are not followed: a client's path shall not lead to
+    the supervisor's own descriptors.
     """
-    flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | (os.O_CREAT if create else 0)
-    if create:
-        with contextlib.suppress(FileExistsError):
-            os.makedirs(os.path.dirname(path), mode=0o755)
-    return openat2(path, flags, dir_fd=_AT_FDCWD, mode=0o600 if create else 0, resolve=RESOLVE_NO_MAGICLINKS)
+    flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CREAT
+    with contextlib.suppress(FileExistsError):
+        os.makedirs(os.path.dirname(path), mode=0o755)
+    return openat2(path, flags, dir_fd=_AT_FDCWD, mode=0o600, resolve=RESOLVE_NO_MAGICLINKS)
 
 
 def start_logger(address: str, name: str, namespace: str, stdout: int, stderr: int) -> tuple[int, int]:

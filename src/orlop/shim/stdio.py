@@ -217,9 +217,11 @@ class ProcessIO:
                 if kind == stat.S_IFIFO:
                     self._own(sinks.reopen(place, os.O_RDONLY | os.O_NONBLOCK))
                     return sinks.reopen(place, os.O_WRONLY | os.O_NONBLOCK), True
+                fd = self._open_found("stdout", path, place)
             finally:
                 os.close(place)
-        fd = self._open_file("stdout", self.paths.stdout)
+        else:
+            fd = self._open_file("stdout", self.paths.stdout)
         self._fds.remove(fd)  # the console closes it
         return fd, False
 
@@ -264,12 +266,17 @@ class ProcessIO:
             try:
                 if kind == stat.S_IFIFO:
                     return self._fifo_ends(name, path, place)[0]
+                return self._piped(name, self._open_found(name, path, place))
             finally:
                 os.close(place)
+        return self._piped(name, self._open_file(name, address))
+
+    def _piped(self, name: str, sink: int) -> int:
+        """The write end of a pipe whose bytes are moved to `sink`."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
         self._child_fds.append(writer)
         os.set_blocking(reader, False)
-        self._pump_output(name, reader, self._open_file(name, address))
+        self._pump_output(name, reader, sink)
         return writer
 
     def _fifo_ends(self, name: str, path: str, place: int) -> tuple[int, int]:
@@ -290,10 +297,23 @@ class ProcessIO:
         finally:
             os.close(place)
 
+    def _open_found(self, name: str, path: str, place: int) -> int:
+        """The file or device that was looked at, whatever lies at its path by now."""
+        try:
+            return self._own(sinks.reopen(place, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError as error:
+            raise sinks.io_error(name, path, error) from error
+
     def _open_file(self, name: str, address: str) -> int:
         scheme, path = sinks.split(address)
+        if scheme == "fifo":  # a plain path, to what is there already
+            place, _kind = sinks.open_place(path, name)
+            try:
+                return self._open_found(name, path, place)
+            finally:
+                os.close(place)
         try:
-            fd = sinks.open_file_output(path, create=scheme == "file")
+            fd = sinks.open_file_output(path)
         except OSError as error:
             raise sinks.io_error(name, path, error) from error
         return self._own(fd)

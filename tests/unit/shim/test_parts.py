@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from google.protobuf.any_pb2 import Any
 
 from orlop.api.types.runc.options import oci_pb2
 from orlop.api.types.runtimeoptions.v1 import api_pb2
-from orlop.base.errdefs import InvalidArgumentError, UnimplementedError
+from orlop.base.errdefs import InvalidArgumentError, NotFoundError, UnimplementedError
 from orlop.shim import cgroup, keeper, options, records, sinks
 from orlop.shim.oom import OomWatcher
 from orlop.shim.reaper import Exit, Reaper
@@ -88,6 +89,34 @@ def test_only_fifos_files_and_devices(tmp_path: Path):
     for path in (tmp_path, tmp_path / "link"):
         with pytest.raises(InvalidArgumentError):
             sinks.open_place(str(path), "stdout")
+
+
+def test_links_on_the_way_are_followed_that_root_made(tmp_path: Path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "here" / "fifo")
+    (tmp_path / "far").symlink_to(tmp_path / "here")
+    (tmp_path / "near").symlink_to("./far/../here")
+    (tmp_path / "round").symlink_to("round")
+    try:
+        for name in ("far", "near"):
+            fd, kind = sinks.open_place(f"{tmp_path}/{name}//fifo", "stdout")
+            try:
+                assert os.path.samestat(os.fstat(fd), (tmp_path / "here" / "fifo").stat())
+                assert kind == stat.S_IFIFO
+            finally:
+                os.close(fd)
+    except InvalidArgumentError:
+        assert os.geteuid() != 0
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "far", 65534, 65534, follow_symlinks=False)
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("far", "near", "round", "file"):
+        with pytest.raises(InvalidArgumentError, match=f"stdout {tmp_path}/{name}/fifo: "):
+            sinks.open_place(f"{tmp_path}/{name}/fifo", "stdout")
+    with pytest.raises(NotFoundError):
+        sinks.open_place(f"{tmp_path}/here/none", "stdout")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # ---- children
