@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as PackedAny
     from google.protobuf.message import Message
 
+    from orlop.client.cascade import Contents, Removed
     from orlop.client.channel import Channel, Request, Response, Rpc
     from orlop.client.containers import Container, Containers
     from orlop.client.content import Content
@@ -257,6 +258,25 @@ class Client:
         from orlop.client.tasks import list_tasks
 
         return await list_tasks(self._session)
+
+    async def contents(self) -> "Contents":
+        """Names of all that the namespace has."""
+        from orlop.client.cascade import contents
+
+        return await contents(self)
+
+    async def remove_namespace(self, *, progress: "Removed | None" = None) -> None:
+        """Kill, empty and remove the client's namespace. May be started anew when it was cut off.
+
+        Args:
+            progress: is told kind and name of each thing when it is gone.
+
+        Raises:
+            FailedPreconditionError: others make things in it as fast as they are removed.
+        """
+        from orlop.client.cascade import remove
+
+        await remove(self, progress)
 
     async def pull(
         self,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from orlop.client import sandboxes as _sandboxes
     from orlop.client import snapshots as _snapshots
     from orlop.client import tasks as _tasks
+    from orlop.client.cascade import Contents, Removed
     from orlop.client.channel import Request, Response, Rpc
     from orlop.client.checkpoint import CheckpointOptions
     from orlop.client.composition import ImageNode, ImageUsage
@@ -1251,6 +1252,21 @@ class Client:
     def tasks(self) -> list[ProcessState]:
         """The tasks of the namespace."""
         return drive(self._inner.tasks())
+
+    def contents(self) -> Contents:
+        """Names of all that the namespace has."""
+        return drive(self._inner.contents())
+
+    def remove_namespace(self, *, progress: Removed | None = None) -> None:
+        """Kill, empty and remove the client's namespace. May be started anew when it was cut off.
+
+        Args:
+            progress: is told kind and name of each thing when it is gone.
+
+        Raises:
+            FailedPreconditionError: others make things in it as fast as they are removed.
+        """
+        drive(self._inner.remove_namespace(progress=progress))
 
     def pull(
         self,

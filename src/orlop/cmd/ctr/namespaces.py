@@ -1,12 +1,17 @@
 """`ctr namespaces`."""
 
+import sys
+
 import click
 
-from orlop.base.errdefs import NotFoundError, OrlopError
+from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError
 from orlop.cmd.cli import App, GoCommand, LazyGroup, fail_each, grpc_text, pass_app
 from orlop.cmd.tabwriter import TabWriter
 from orlop.cmd.units import labels as label_text
 from orlop.cmd.units import parse_labels
+
+# Names of a kind that a plan shows.
+SHOWN = 5
 
 
 @click.group(
@@ -47,14 +52,24 @@ def list_(app: App, quiet: bool) -> None:
 @namespaces.command(cls=GoCommand)
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--cgroup", "-c", is_flag=True, help="Delete the namespace's cgroup as well.")
+@click.option("--cascade", is_flag=True, help="Kill and remove all that is in the namespace first.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before a cascade.")
 @pass_app
-def remove(app: App, names: tuple[str, ...], cgroup: bool) -> None:
-    """Remove namespaces. A namespace must be empty."""
+def remove(app: App, names: tuple[str, ...], cgroup: bool, cascade: bool, yes: bool) -> None:
+    """Remove namespaces. A namespace must be empty, unless --cascade is given.
+
+    A cascade prints what it would remove and asks. One that was cut off goes on when it is started again.
+    """
     errors = []
     for name in names:
         quoted = f'"{name}"'
+        if cascade and not _planned(app, name, yes=yes):
+            continue
         try:
-            app.client.namespaces.delete(name)
+            if cascade:
+                app.persist(app.client.in_namespace(name).remove_namespace)
+            else:
+                app.client.namespaces.delete(name)
         except NotFoundError:
             pass  # as containerd's: what is not there is as good as removed
         except OrlopError as error:
@@ -74,6 +89,26 @@ def remove(app: App, names: tuple[str, ...], cgroup: bool) -> None:
 def label(app: App, name: str, labels: tuple[str, ...]) -> None:
     """Set labels; an empty value removes one."""
     app.client.namespaces.label(name, parse_labels(labels))
+
+
+def _planned(app: App, name: str, *, yes: bool) -> bool:
+    """Print what a cascade removes, on standard error; whether the user wants that.
+
+    Raises:
+        InvalidArgumentError: there is nobody to ask.
+    """
+    found = list(app.persist(app.client.in_namespace(name).contents).kinds())
+    table = TabWriter()
+    for kind, things in found:
+        more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
+        table.row(f"  {len(things)} {kind}", f"{', '.join(things[:SHOWN])}{more}")
+    click.echo(f"namespace {name}: {'to be removed are' if found else 'is empty'}", err=True)
+    click.echo(str(table), err=True, nl=False)
+    if yes or not found:
+        return True
+    if not sys.stdin.isatty():
+        raise InvalidArgumentError(f"namespace {name}: standard input is no terminal to ask at", hint="give --yes")
+    return click.confirm("Remove all of it?", err=True)
 
 
 def _remove_cgroups(app: App, name: str) -> None:
