@@ -110,6 +110,7 @@ def test_it_goes_on_after_its_own_death(daemon, our_ctr, busybox_image):
                 ctr("namespaces", "label", WHOLE, "a=b")
             ready, _, _ = select.select([events.stdout], [], [], 0.1)
             heard += os.read(events.stdout.fileno(), 1 << 16) if ready else b""
+        assert isinstance(removing, subprocess.Popen)
         removing.send_signal(signal.SIGKILL)
     finally:
         for process in (events, removing):
@@ -117,6 +118,5 @@ def test_it_goes_on_after_its_own_death(daemon, our_ctr, busybox_image):
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 process.communicate()
-    assert isinstance(removing, subprocess.Popen)
     assert ctr.run("namespaces", "rm", "--cgroup", "--cascade", "--yes", WHOLE).returncode == 0
     assert WHOLE not in names(daemon, our_ctr)

@@ -1,6 +1,7 @@
 """The metadata database as a plug-in. Its id is the one that containerd's tools look for."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -8,6 +9,7 @@ from orlop.base.errdefs import InvalidArgumentError
 from orlop.core.content import SharingPolicy
 from orlop.core.kinds import EVENT, METADATA
 from orlop.core.metadata import Database
+from orlop.core.metadata.quotas import KINDS, Quota, Quotas
 from orlop.core.plugin import Context, Registration
 
 
@@ -17,9 +19,11 @@ class Config:
 
     Attributes:
         content_sharing_policy: a `SharingPolicy`: what a namespace must do to get what another one has brought.
+        quotas: ours: limits by namespace, `*` for those that are not named.
     """
 
     content_sharing_policy: str = SharingPolicy.SHARED.value
+    quotas: dict[str, Quota] = field(default_factory=dict)
 
 
 def _init(context: Context) -> Database:
@@ -27,12 +31,21 @@ def _init(context: Context) -> Database:
         Path(context.daemon.root) / "meta.db",
         publisher=context.get(EVENT).publish,
         content_sharing=_policy(context.config.content_sharing_policy),
+        quotas=Quotas(by_namespace=_quotas(context.config.quotas)),
     )
     database.__enter__()
     context.on_close(database.__exit__)
     context.exports["path"] = str(database.path)
     context.exports["policy"] = database.content_sharing.value
     return database
+
+
+def _quotas(given: Mapping[str, Quota]) -> Mapping[str, Quota]:
+    for namespace, quota in given.items():
+        for kind in KINDS:
+            if getattr(quota, kind) < 0:
+                raise InvalidArgumentError(f"quotas.{namespace}: {kind}: must not be negative")
+    return given
 
 
 def _policy(word: str) -> SharingPolicy:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from orlop.base.errdefs import NotFoundError
-from orlop.core.kinds import EVENT, MOUNT_MANAGER, RUNTIME, SANDBOX_CONTROLLER, SHIM
+from orlop.core.kinds import EVENT, METADATA, MOUNT_MANAGER, RUNTIME, SANDBOX_CONTROLLER, SHIM
+from orlop.core.metadata.quotas import MEMORY
 from orlop.core.plugin import Context, Registration
 from orlop.core.runtime import TaskManager
 from orlop.core.runtime.binaries import ShimHost, supervisor_path
 from orlop.core.runtime.bundle import Bundles
+from orlop.core.runtime.memory import MemoryQuotas
 from orlop.core.runtime.sandboxes import ShimController
 from orlop.core.runtime.shim_manager import ShimManager
 
@@ -34,7 +36,9 @@ def _shims(context: Context) -> ShimManager:
 async def _tasks(context: Context) -> TaskManager:
     bundles = Bundles(state=context.state, root=context.root)
     mounts = next(iter(context.all(MOUNT_MANAGER).values()), None)
-    manager = TaskManager(bundles, context.get(SHIM), context.get(EVENT).publish, mounts=mounts)
+    database = context.get(METADATA)
+    memory = MemoryQuotas(lambda namespace: database.quotas.limit(database, namespace, MEMORY))
+    manager = TaskManager(bundles, context.get(SHIM), context.get(EVENT).publish, mounts=mounts, memory=memory)
     try:
         context.exports["supervisor"] = str(supervisor_path())
     except NotFoundError as error:
@@ -57,6 +61,6 @@ def _own_program() -> str:
 
 REGISTRATIONS: Final = (
     Registration(kind=SHIM, id="manager", init=_shims),
-    Registration(kind=RUNTIME, id="task", requires=(SHIM, EVENT, MOUNT_MANAGER), init=_tasks),
+    Registration(kind=RUNTIME, id="task", requires=(SHIM, EVENT, MOUNT_MANAGER, METADATA), init=_tasks),
     Registration(kind=SANDBOX_CONTROLLER, id="shim", requires=(SHIM, RUNTIME), init=_sandboxes),
 )

@@ -115,6 +115,7 @@ class ContainerStore:
             )
         except sqlite3.IntegrityError:
             raise AlreadyExistsError(f"container {quote(container.id)}") from None
+        tx.quotas.added_container(tx, namespace)
         tx.mutated()
         return created
 

@@ -144,6 +144,7 @@ def insert(
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (namespace, digest, owner_uid, 0 if paid else size, tx.now, tx.now, tx.now, encode_map(labels)),
     )
+    tx.quotas.added_bytes(tx, namespace, size)
     tx.mutated()
     return Info(
         digest=Digest(digest),

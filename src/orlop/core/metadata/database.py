@@ -27,6 +27,7 @@ from orlop.base import trace
 from orlop.base.errdefs import FailedPreconditionError, ResourceExhaustedError, UnavailableError
 from orlop.core.content import SharingPolicy
 from orlop.core.metadata import schema
+from orlop.core.metadata.quotas import Quotas
 from orlop.core.metadata.reserve import NAME as RESERVE
 from orlop.core.metadata.reserve import Reserve
 from orlop.core.mount.disk import mount_point
@@ -57,8 +58,9 @@ class Transaction:
         frees: it deletes, and so may use the space that is kept for that when there is no other.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, quotas: Quotas) -> None:
         self._connection = connection
+        self.quotas = quotas
         self.now = time.time_ns()
         self.events: list[tuple[str, str, Any]] = []
         self.hooks: list[Callable[[], None]] = []
@@ -138,6 +140,7 @@ class Database:
     """A context manager around meta.db; `publisher` and `on_mutation` are told after each commit.
 
     Attributes:
+        quotas: what namespaces may have at most.
         content_sharing: the policy for content; kept here, where containerd has it too, for the store that follows it.
 
     Raises on entering:
@@ -151,9 +154,11 @@ class Database:
         *,
         publisher: Publisher | None = None,
         content_sharing: SharingPolicy = SharingPolicy.SHARED,
+        quotas: Quotas | None = None,
     ) -> None:
         self.path = path
         self.content_sharing = content_sharing
+        self.quotas = quotas or Quotas()
         self.publisher = publisher
         self.on_mutation: Callable[[int, int], None] | None = None
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
@@ -366,7 +371,7 @@ class Database:
     def _apply(self, connection: sqlite3.Connection, write: _Write) -> None:
         """Run one function inside its savepoint: its errors stay its own, those of the disk are everyone's."""
         connection.execute("SAVEPOINT one")
-        transaction = Transaction(connection)
+        transaction = Transaction(connection, self.quotas)
         try:
             write.result = write.fn(transaction)
         except BaseException as error:
@@ -381,7 +386,7 @@ class Database:
 
     def _apply_alone(self, connection: sqlite3.Connection, write: _Write) -> None:
         """The same for a function that shares the transaction with no other: no savepoint, it is begun anew instead."""
-        transaction = Transaction(connection)
+        transaction = Transaction(connection, self.quotas)
         try:
             write.result = write.fn(transaction)
         except BaseException as error:

@@ -14,6 +14,7 @@ from orlop.base import identifiers as rules
 from orlop.base import labels as label_rules
 from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from orlop.base.quoting import quote
+from orlop.core.metadata import quotas
 from orlop.core.metadata.database import Database, Transaction
 from orlop.core.metadata.rows import decode_map, encode_map
 
@@ -132,6 +133,7 @@ class NamespaceStore:
 def _validate(labels: Mapping[str, str]) -> None:
     try:
         label_rules.validate_all(labels)
+        quotas.validate(labels)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"namespace.Labels: {error.text}") from None
 

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -33,6 +33,8 @@ from orlop.core.mount.manager import MountManager
 from orlop.core.runtime import binaries
 from orlop.core.runtime.binaries import ShimBinary
 from orlop.core.runtime.bundle import SANDBOX_FILE, Bootstrap, Bundle, Bundles, remove_hidden
+from orlop.core.runtime.memory import FILE as MEMORY_FILE
+from orlop.core.runtime.memory import MemoryQuotas, limit_in, limit_of
 from orlop.core.runtime.shim_manager import SHUTDOWN_TIMEOUT_S, ShimManager
 from orlop.core.runtime.shims import Shim
 from orlop.core.runtime.tasks import ProcessIO, Task, absent
@@ -79,12 +81,19 @@ class TaskManager:
     """
 
     def __init__(
-        self, bundles: Bundles, shims: ShimManager, publish: Publish, *, mounts: MountManager | None = None
+        self,
+        bundles: Bundles,
+        shims: ShimManager,
+        publish: Publish,
+        *,
+        mounts: MountManager | None = None,
+        memory: MemoryQuotas | None = None,
     ) -> None:
         self._bundles = bundles
         self._shims = shims
         self._publish = publish
         self._mounts = mounts
+        self._memory = memory or MemoryQuotas()
         self._tasks: dict[tuple[str, str], Task] = {}
         self._creating: set[tuple[str, str]] = set()
         shims.on_dead.append(self._bury_all)
@@ -122,6 +131,8 @@ class TaskManager:
         if key in self._tasks or key in self._creating:
             raise AlreadyExistsError(f"task {task_id}")
         binary = self._shims.resolve(options.runtime)
+        if self._memory.applies(namespace):
+            self._memory.admit(namespace, task_id, limit_of(options.spec), self._others(namespace, task_id))
         self._creating.add(key)
         try:
             bundle = self._bundles.create(namespace, task_id, options.spec_type, options.spec)
@@ -143,6 +154,8 @@ class TaskManager:
             return reply.pid
         finally:
             self._creating.discard(key)
+            if key not in self._tasks:
+                self._memory.forget(namespace, task_id)
 
     async def delete(self, namespace: str, task_id: str) -> shim_pb2.DeleteResponse:
         """Delete a stopped task with its bundle; a foreign shim is shut down with its last task.
@@ -164,6 +177,33 @@ class TaskManager:
                 raise from_status(error.code, f"failed to delete task: {error}") from error
             await self._forget(task)
         return reply
+
+    async def update(self, task: Task, resources: AnyMessage, annotations: Mapping[str, str]) -> None:
+        """Change a task's limits while it runs.
+
+        Raises:
+            ResourceExhaustedError: more memory than the namespace's quota leaves.
+            OrlopError: what the shim or the OCI runtime said.
+        """
+        asked = limit_in(resources.value)
+        if asked is None or not self._memory.applies(task.namespace):
+            await task.update(resources, annotations)
+            return
+        async with task.lock:
+            before = self._memory.of(task.namespace, task.id, task.bundle.path)
+            counted = max(asked, before) if asked else 0
+            self._memory.admit(task.namespace, task.id, counted, self._others(task.namespace, task.id))
+            task.bundle.write(MEMORY_FILE, f"{counted}".encode())
+            # If this fails, whether the limit has been changed is not known: the larger one counts on.
+            await task.update(resources, annotations)
+            task.bundle.write(MEMORY_FILE, f"{asked}".encode())
+            self._memory.set(task.namespace, task.id, asked)
+
+    def _others(self, namespace: str, task_id: str) -> Iterator[tuple[str, Path]]:
+        """The namespace's other tasks, and those that are being made, with their bundles."""
+        for owner, name in self._tasks.keys() | self._creating:
+            if owner == namespace and name != task_id:
+                yield name, self._bundles.get(owner, name).path
 
     async def load(self) -> None:
         """Find the tasks that an earlier daemon left, and clean up after shims that are gone."""
@@ -254,6 +294,7 @@ class TaskManager:
 
     async def _forget(self, task: Task) -> None:
         self._tasks.pop((task.namespace, task.id), None)
+        self._memory.forget(task.namespace, task.id)
         task.shim.tasks.pop(task.id, None)
         await self._let_go(task.shim, task.bundle)
         await self._discard(task.bundle)

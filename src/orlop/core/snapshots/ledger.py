@@ -179,6 +179,7 @@ class Ledger:
                 found.number,
             ),
         )
+        tx.quotas.added_bytes(tx, commit.namespace, commit.usage.size)
         self.hold(tx, commit.namespace, commit.lease, commit.name)
         self.release(tx, commit.namespace, commit.lease, commit.key)
         tx.mutated()

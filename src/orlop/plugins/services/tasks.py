@@ -164,7 +164,7 @@ class Tasks:
 
     async def update(self, call: Call, request: tasks_pb2.UpdateTaskRequest) -> Empty:
         task = self._task(call, request.container_id)
-        await task.update(request.resources, request.annotations)
+        await self._manager.update(task, request.resources, request.annotations)
         return Empty()
 
     async def metrics(self, call: Call, request: tasks_pb2.MetricsRequest) -> tasks_pb2.MetricsResponse:
