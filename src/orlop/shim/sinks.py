@@ -219,7 +219,7 @@ def _grow(fd: int) -> None:
 
 def io_error(what: str, path: str, error: OSError) -> OrlopError:
     """`error` as one of ours, naming what was opened."""
-    text = f"{what} {path}: {error.strerror}"
+    text = f"{what} {path}: {os.strerror(error.errno or 0)}"  # without the name of the call
     if isinstance(error, FileNotFoundError):
         return NotFoundError(text)
     if isinstance(error, PermissionError):

@@ -58,9 +58,9 @@ class Transaction:
         frees: it deletes, and so may use the space that is kept for that when there is no other.
     """
 
-    def __init__(self, connection: sqlite3.Connection, quotas: Quotas) -> None:
+    def __init__(self, connection: sqlite3.Connection, quotas: Quotas | None = None) -> None:
         self._connection = connection
-        self.quotas = quotas
+        self.quotas = quotas or Quotas()
         self.now = time.time_ns()
         self.events: list[tuple[str, str, Any]] = []
         self.hooks: list[Callable[[], None]] = []
