@@ -209,13 +209,14 @@ def test_the_task_ends_with_its_checkpoint_if_wanted(client: orlop.Client, task:
 def test_a_dump_that_fails_leaves_its_log_and_no_content(
     client: orlop.Client, task: orlop.Task, stand: Stand, namespace: str
 ) -> None:
-    before = [one.digest for one in client.content.walk()]
+    before = {one.digest for one in client.content.walk()}
     Path(f"/proc/{task.pid}/root/fail").touch()
     with pytest.raises(UnknownError, match=r"criu failed: type NOTIFY errno 0.* path= .*/criu-dump\.log(: unknown)?$"):
         checkpoint(client)
     bundle = stand.daemon.state / "io.containerd.runtime.v2.task" / namespace / "c"
     assert (bundle / "criu-dump.log").read_text() == "(00.001) how it went\n"
-    assert [one.digest for one in client.content.walk()] == before
+    # Fewer is no fault: the collector takes the index of the archive that the image was imported from.
+    assert {one.digest for one in client.content.walk()} <= before
     assert [one.ref for one in client.content.ingests()] == []
     assert task.status() == "RUNNING"
 
