@@ -36,7 +36,7 @@ def program(name: str) -> Path:
             _fetch()
         if not path.exists():
             raise PeerError(f"Debian 13's {PACKAGE} has no {name}")
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    done = subprocess.run([path, "-v"], capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     if done.returncode:
         raise PeerError(f"Debian 13's {name} does not run here: {done.stderr.strip()}")
     return path

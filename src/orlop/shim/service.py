@@ -5,6 +5,7 @@ codes of errors are those of containerd-shim-runc-v2 where it has one.
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable
 from typing import Final, Protocol, TypeVar
@@ -17,7 +18,7 @@ from orlop.api.runtime.task.v3 import shim_pb2
 from orlop.api.types.runc.options import oci_pb2
 from orlop.api.types.task import task_pb2
 from orlop.base import identifiers
-from orlop.base.errdefs import FailedPreconditionError, InvalidArgumentError
+from orlop.base.errdefs import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from orlop.base.rpc import Call
 from orlop.core.mount import Mount
 from orlop.shim import metrics, options
@@ -182,7 +183,9 @@ class TaskService:
         return answer
 
     def connect(self, _call: Call, request: shim_pb2.ConnectRequest) -> shim_pb2.ConnectResponse:
-        pid = self._tasks.task(request.id).init.pid if request.id else 0
+        pid = 0  # of a container that is not there, as containerd's shim says it
+        with contextlib.suppress(NotFoundError):
+            pid = self._tasks.task(request.id).init.pid
         return shim_pb2.ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version=f"orlop/{__version__}")
 
     def shutdown(self, _call: Call, request: shim_pb2.ShutdownRequest) -> Empty:
