@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 300
+FUZZ_INPUTS ?= 1000000
 MINUTES ?= 20
 SOAK_ARGS ?=
 
@@ -62,8 +63,8 @@ check-imports:
 check-protos:
 	@$(BIN)/python tools/protos.py --check
 
-fuzz: setup ## bad input for FUZZ_SECONDS (300): parsers and a daemon; guided by coverage where atheris is installed
-	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
+fuzz: setup ## bad input for FUZZ_SECONDS (300), then until FUZZ_INPUTS (a million): parsers, a daemon; atheris if it is there
+	@$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS) --inputs $(FUZZ_INPUTS)
 
 soak: setup ## load a daemon for MINUTES (20) and look for what leaks; latencies are printed
 	@$(BIN)/python -m tools.soak --minutes $(MINUTES) $(SOAK_ARGS)

@@ -2,7 +2,8 @@
 
 Half of the time goes to the parsers in this process, kinds in turn, from seeds that no run before had; the rest to a
 daemon of its own, through both doors, where this host allows one. If atheris is installed (`pip install --group fuzz`),
-each parser also gets a share of the time guided by coverage, beginning with the corpus. A finding is written to
+each parser also gets a share of the time guided by coverage, beginning with the corpus. With `--inputs` it goes on
+until there were so many. A finding is written to
 `.fuzz/` with its traceback, and the command fails.
 """
 
@@ -32,6 +33,9 @@ BATCH: Final = 400
 T = TypeVar("T")
 SLOW_S: Final = 10.0
 """Seconds for one input that are a finding too."""
+_MORE_S: Final = 10.0
+_FURTHER: Final = 1 << 40
+"""How far the seeds of further inputs are from the first ones."""
 
 
 class Finding(Exception):
@@ -42,6 +46,7 @@ def main() -> int:
     """Run for the time asked for; 1 if there was a finding."""
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--inputs", type=int, default=0, help="go on with the parsers until there were so many in all")
     parser.add_argument("--seed", type=int, default=time.time_ns(), help="of the first input, to repeat a run")
     arguments = parser.parse_args()
     begun = time.monotonic()
@@ -55,6 +60,11 @@ def main() -> int:
             counts |= daemon(arguments.seed, share)
         if has_atheris:
             counts |= coverage(share)
+        for seed in itertools.count(arguments.seed + _FURTHER, _FURTHER):
+            if sum(counts.values()) >= arguments.inputs:
+                break
+            for kind, count in parsers(seed, _MORE_S).items():
+                counts[kind] += count
     except Finding as finding:
         print(f"fuzz: {finding}", file=sys.stderr)
         return 1

@@ -1,6 +1,7 @@
 """A full disk under each store, at each stage: the error names the file system, nothing is half done, deleting works
 without space, and the daemon goes on once there is some."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import orlop
+from orlop import aio
 from orlop.base.errdefs import ResourceExhaustedError
+from orlop.core.transfer.ends import ImageStore, OCIRegistry
 from orlop.testing.registry import Registry
 from tests.hostile.tarballs import archive, member
 from tests.integration.bad_input.leftovers import Ledger
@@ -90,6 +93,18 @@ def fits(operation: Callable[[], object], disk: Path) -> bool:
     return True
 
 
+def transfer(daemon: Orlopd, scenario: Callable[[Registry], str]) -> None:
+    """As `pull`, by the daemon itself."""
+
+    async def run() -> None:
+        async with asyncio.timeout(90), Registry() as registry:
+            reference = scenario(registry).format(here=registry.address)
+            async with aio.Client(str(daemon.address), NAMESPACE) as connected:
+                await connected.transfer(OCIRegistry(reference=reference), ImageStore(name=reference))
+
+    asyncio.run(run())
+
+
 LAYERS = [archive(member(b"f%d" % number, os.urandom(size))) for number, size in enumerate((300_000, 40_000, 150_000))]
 
 
@@ -117,7 +132,10 @@ def test_a_pull_with_room_for_some_of_it(daemon: Orlopd, disk: Path) -> None:
         assert outcomes[-1]
 
 
-def test_what_cannot_fit_is_refused_before_it_is_sent(daemon: Orlopd, disk: Path) -> None:
+@pytest.mark.parametrize("puller", [pull, transfer])
+def test_what_cannot_fit_is_refused_before_it_is_sent(
+    daemon: Orlopd, disk: Path, puller: Callable[[Orlopd, Callable[[Registry], str]], None]
+) -> None:
     """From the manifest's sizes: none of the layers is asked for, though each would fit alone."""
     large = [archive(member(b"f", os.urandom(10 << 20))) for _ in range(4)]
     served: list[Registry] = []
@@ -134,8 +152,10 @@ def test_what_cannot_fit_is_refused_before_it_is_sent(daemon: Orlopd, disk: Path
         with refuses(
             ResourceExhaustedError, rf"room-for-.*open: \d+ bytes are to come: {names(disk)}, of which \d+ are"
         ):
-            pull(daemon, scenario)
-        assert not [seen.path for seen in served[0].seen if "/blobs/" in seen.path]
+            puller(daemon, scenario)
+        paths = [seen.path for seen in served[0].seen]
+        assert any("/manifests/" in path for path in paths)
+        assert not any("/blobs/" in path for path in paths)
         ledger.check(lambda: collect(client))
 
 
