@@ -6,6 +6,7 @@ Source: containerd's client/pull.go.
 """
 
 import asyncio
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ class PullOptions:
         all_metadata: manifests and configurations of all platforms, layers of the one.
         metadata_only: no layers at all.
         labels: for the image.
+        referrers: what names the image or its manifests as its subject, too: signatures, attestations.
         max_concurrent: blobs at once; 0 is no limit.
     """
 
@@ -47,6 +49,7 @@ class PullOptions:
     all_metadata: bool = False
     metadata_only: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
+    referrers: bool = False
     max_concurrent: int = 0
 
     @property
@@ -106,6 +109,7 @@ async def _pull(
         selection=options.selection,
         unpacks=unpacks,
         gate=gate,
+        referrers=functools.partial(resolver.referrers, name) if options.referrers else None,
         progress=progress,
     )
     if media_types.is_index(target.media_type) and not manifests:

@@ -23,7 +23,7 @@ from orlop.oci.digest import Digest
 from orlop.oci.image import Descriptor, Image, Index, Manifest, Platform, RootFS, encode
 
 _ENDLESS_PIECE: Final = b"\0" * 65536
-_ROUTES: Final = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs)/(?P<what>[^/]+|uploads/[^/]*)")
+_ROUTES: Final = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|referrers)/(?P<what>[^/]+|uploads/[^/]*)")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -303,6 +303,8 @@ class Registry:
         if match is None:
             return web.Response(status=200 if request.path == "/v2/" else 404)
         name, kind, what = match["name"], match["kind"], match["what"]
+        if kind == "referrers":
+            return self._referrers(request, name, what)
         if kind == "manifests":
             return self._manifest(request, name, what, body, fault)
         if what.startswith("uploads/"):
@@ -323,6 +325,25 @@ class Registry:
             return web.Response(status=404, body=_error("MANIFEST_UNKNOWN", "manifest unknown"))
         headers = {"Content-Type": found[0], "Docker-Content-Digest": digest}
         return self._content(request, found[1], headers, fault)
+
+    def _referrers(self, request: web.BaseRequest, name: str, subject: str) -> web.Response:
+        """One to a page, so that whoever does not follow the links misses some."""
+        found = []
+        for (repository, digest), (media_type, data) in sorted(self.manifests.items()):
+            document = json.loads(data)
+            if repository == name and document.get("subject", {}).get("digest") == subject:
+                artifact_type = document.get("artifactType", "")
+                found.append(
+                    Descriptor(
+                        media_type=media_type, digest=Digest(digest), size=len(data), artifact_type=artifact_type
+                    )
+                )
+        start = int(request.query.get("last", "0"))
+        headers = {"Content-Type": media_types.OCI_INDEX}
+        if start + 1 < len(found):
+            headers["Link"] = f'<{request.path}?last={start + 1}>; rel="next"'
+        page = Index(media_type=media_types.OCI_INDEX, manifests=tuple(found[start : start + 1]))
+        return web.Response(body=encode(page), headers=headers)
 
     def _blob(self, request: web.BaseRequest, name: str, digest: str, fault: Fault) -> web.Response:
         data = self.blobs.get((name, digest))

@@ -38,9 +38,10 @@ class Capability(Flag):
     PULL = auto()
     RESOLVE = auto()
     PUSH = auto()
+    REFERRERS = auto()
 
 
-ALL_CAPABILITIES: Final = Capability.PULL | Capability.RESOLVE | Capability.PUSH
+ALL_CAPABILITIES: Final = Capability.PULL | Capability.RESOLVE | Capability.PUSH | Capability.REFERRERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,8 +331,7 @@ def _parse_capabilities(value: object) -> Capability:
         try:
             found |= Capability[name.upper()]
         except KeyError:
-            if name.lower() != "referrers":  # of containerd 2.2; a host without it is not asked for referrers
-                raise ValueError(f"unknown capability {name}") from None
+            raise ValueError(f"unknown capability {name}") from None
     return found
 
 

@@ -13,7 +13,7 @@ there on the digest rules.
 Source: containerd's core/remotes/docker/resolver.go.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final, Self
 
 from orlop.base.errdefs import (
@@ -91,6 +91,14 @@ class RegistryResolver:
         host = require(self._hosts_of(spec), Capability.PUSH, "push")[0]
         scopes = (f"repository:{spec.repository}:pull,push",)
         return RegistryPusher(self._repositories(spec, [host])[0], spec, scopes=scopes)
+
+    async def referrers(self, ref: str, digest: Digest, *, artifact_types: Collection[str] = ()) -> list[Descriptor]:
+        """What refers to a manifest in the repository that `ref` is in; see `remotes.referrers`."""
+        from orlop.core.remotes.referrers import referrers
+
+        spec = parse_repository(ref)
+        repositories = self._repositories(spec, self._hosts_of(spec))
+        return await referrers(repositories, digest, scopes=pull_scopes(spec), artifact_types=artifact_types)
 
     async def resolve(self, ref: str) -> tuple[str, Descriptor]:
         """See `remotes.Resolver.resolve`."""

@@ -10,9 +10,11 @@ core/images/handlers.go; FilterManifestByPlatformHandler in core/remotes/handler
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from orlop.base.errdefs import (
     AlreadyExistsError,
@@ -26,13 +28,14 @@ from orlop.base.errdefs import (
 )
 from orlop.base.labels import DISTRIBUTION_SOURCE
 from orlop.base.platforms import ALL, Matcher
-from orlop.core.images.gc_labels import child_labels
+from orlop.core.images.gc_labels import SUBJECT_ANNOTATION, child_labels
 from orlop.core.images.handlers import select
 from orlop.core.remotes import Fetcher, ref_key
 from orlop.core.transfer import Content, Ingest
 from orlop.core.transfer.progress import Callback, Progress, Status, found_in
 from orlop.core.transfer.threads import aside
 from orlop.oci import media_types
+from orlop.oci.digest import Digest
 from orlop.oci.image import MAX_MANIFEST_SIZE, Descriptor, decode_index, decode_manifest
 
 # Pieces from the network are joined to messages of about this size.
@@ -41,6 +44,10 @@ _JOIN_BYTES: Final = 512 << 10
 _MANY_BYTES: Final = 16 << 20
 # How often the state of a blob that someone else is fetching is looked at, in seconds.
 _LOOK_S: Final = 0.2
+
+
+Referrers = Callable[[Digest], Awaitable[Sequence[Descriptor]]]
+"""Says what refers to a manifest or index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +91,7 @@ class Fetching:
     Args:
         name: the image's reference, which says where the content is from.
         gate: bounds the blobs that are fetched at once, those of other pulls too if they share it.
+        referrers: brings what refers to each manifest and index too, and has these keep it.
     """
 
     def __init__(
@@ -95,8 +103,10 @@ class Fetching:
         selection: Selection,
         progress: Callback,
         gate: asyncio.Semaphore | None = None,
+        referrers: Referrers | None = None,
     ) -> None:
         self._content = content
+        self._referrers = referrers
         self._fetcher = fetcher
         self._name = name
         self._selection = selection
@@ -117,6 +127,9 @@ class Fetching:
             return []
         blob = await self._content.read(descriptor.digest)
         wanted, labels = await aside(len(blob), self._look_into, descriptor, blob)
+        if self._referrers is not None:
+            referring = [_referring(one, descriptor) for one in await self._referrers(descriptor.digest)]
+            wanted, labels = [*wanted, *referring], labels | child_labels(referring)
         if labels:
             await self._content.label(descriptor.digest, labels)
         if media_types.is_manifest(descriptor.media_type):
@@ -283,6 +296,11 @@ class Fetching:
                 descriptor=descriptor,
             )
         )
+
+
+def _referring(referrer: Descriptor, subject: Descriptor) -> Descriptor:
+    """The referrer as a child. Source: SetReferrers in containerd's core/images/handlers.go."""
+    return msgspec.structs.replace(referrer, annotations={**referrer.annotations, SUBJECT_ANNOTATION: subject.digest})
 
 
 def _source_of(name: str) -> tuple[str, str] | None:

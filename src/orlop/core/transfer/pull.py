@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from orlop.base.platforms import ALL, Matcher
 from orlop.core.images.dispatch import dispatch
+from orlop.core.images.gc_labels import SUBJECT_ANNOTATION
 from orlop.core.remotes import Fetcher
 from orlop.core.transfer import Stores
-from orlop.core.transfer.fetch import Fetching, Selection
+from orlop.core.transfer.fetch import Fetching, Referrers, Selection
 from orlop.core.transfer.groups import first_error
 from orlop.core.transfer.progress import Callback, ignore
 from orlop.core.transfer.unpack import pair, unpack
@@ -36,6 +37,7 @@ async def pull(
     selection: Selection,
     unpacks: Sequence[Unpack] = (),
     gate: asyncio.Semaphore | None = None,
+    referrers: Referrers | None = None,
     progress: Callback = ignore,
 ) -> int:
     """Bring what is wanted of `target`, unpack it, and return how many manifests have come; no image is named.
@@ -46,8 +48,11 @@ async def pull(
     Args:
         name: the reference it is pulled by.
         gate: bounds the blobs on their way.
+        referrers: brings what it says beside the image.
     """
-    fetching = Fetching(stores.content, fetcher, name, selection=selection, progress=progress, gate=gate)
+    fetching = Fetching(
+        stores.content, fetcher, name, selection=selection, progress=progress, gate=gate, referrers=referrers
+    )
     pulling = _Pull(stores, fetching, name, unpacks, progress)
     await pulling.run(target)
     return fetching.manifests
@@ -114,6 +119,8 @@ class _Pull:
     async def _handle(self, descriptor: Descriptor) -> Sequence[Descriptor]:
         children = await self._fetching.handle(descriptor)
         if not self._unpacks or not media_types.is_manifest(descriptor.media_type) or not children:
+            return children
+        if SUBJECT_ANNOTATION in descriptor.annotations:  # it belongs to an image, and is none
             return children
         config = children[0]
         layers = [one for one in children if media_types.is_layer(one.media_type)]
