@@ -1,6 +1,7 @@
 """The images that the rows about layers take: synthetic, the same on every machine, built once.
 
     large     one gzip layer: 900 MB, 60,000 files
+    large-run the same with a program in it
     ten-gzip  ten gzip layers of 100 MB with 6,000 files each; `ten-zstd` is the same in zstd
     twenty    twenty gzip layers of 20 MB
     plain     ten uncompressed layers of 100 MB that do not compress: 1 GB of content
@@ -60,10 +61,19 @@ def _build(target: Image, recipe: Callable[[Layout], Mapping[str, Any]]) -> None
 
 
 def _layers(
-    target: Layout, *, count: int, size: int, files: int, compression: Compression, text: bool = True
+    target: Layout,
+    *,
+    count: int,
+    size: int,
+    files: int,
+    compression: Compression,
+    text: bool = True,
+    program: bool = False,
 ) -> Mapping[str, Any]:
     def filled(number: int) -> Callable[[tarfile.TarFile], None]:
         def fill(tar: tarfile.TarFile) -> None:
+            if program:
+                _busybox().add(tar)
             for entry in _content(number, size, files, _pool(text)):
                 entry.add(tar)
 
@@ -71,6 +81,13 @@ def _layers(
 
     made = [target.layer(filled(number), compression) for number in range(count)]
     return target.manifest(made, {"Cmd": ["/none"]}, layout.host_platform())
+
+
+def _busybox() -> Entry:
+    found = peers.locate("busybox")
+    if found is None:
+        raise peers.PeerError("busybox is not in .peers: run `make setup`")
+    return Entry(name="bin/busybox", data=found.read_bytes(), mode=0o755)
 
 
 def _content(number: int, size: int, files: int, pool: bytes) -> Iterator[Entry]:
@@ -112,6 +129,7 @@ def _pool(text: bool) -> bytes:
 
 RECIPES: Final[Mapping[str, Callable[[Layout], Mapping[str, Any]]]] = {
     "large": partial(_layers, count=1, size=900_000_000, files=60_000, compression="gzip"),
+    "large-run": partial(_layers, count=1, size=900_000_000, files=60_000, compression="gzip", program=True),
     "ten-gzip": partial(_layers, count=10, size=100_000_000, files=6_000, compression="gzip"),
     "ten-zstd": partial(_layers, count=10, size=100_000_000, files=6_000, compression="zstd"),
     "twenty": partial(_layers, count=20, size=20_000_000, files=1_200, compression="gzip"),

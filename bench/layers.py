@@ -33,6 +33,18 @@ def import_and_unpack_large(sides: Sequence[Side], runs: int) -> Samples:
     return _imported(sides, runs, synthetic.image("large"))
 
 
+def first_process_large(sides: Sequence[Side], runs: int) -> Samples:
+    """The same layer until the first process has run: ours by the `erofs` snapshotter, milliseconds."""
+    image = synthetic.image("large-run")
+
+    def work(side: Side) -> None:
+        snapshotter = "overlayfs" if isinstance(side.engine, Containerd) else "erofs"
+        ctr(side, "images", "import", "--snapshotter", snapshotter, image.archive)
+        ctr(side, "run", "--rm", "--snapshotter", snapshotter, image.reference, side.fresh_id(), "/bin/busybox", "true")
+
+    return _synced(sides, runs, lambda _: None, work, lambda side: ctr(side, "images", "rm", "--sync", image.reference))
+
+
 def unpack_ten(sides: Sequence[Side], runs: int, *, name: str) -> Samples:
     """`ctr snapshots unpack` of ten layers of 100 MB whose content is there: milliseconds."""
     image = synthetic.image(name)

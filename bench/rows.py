@@ -188,6 +188,14 @@ ROWS: Final[Sequence[Row]] = (
         measure=layers.import_and_unpack_large,
     ),
     Row(
+        key="large-erofs",
+        title="the same by `erofs`, until its first process has run",
+        unit="ms",
+        target=0.25,
+        runs=3,
+        measure=layers.first_process_large,
+    ),
+    Row(
         key="ten-gzip",
         title="unpack ten layers of 100 MB, gzip",
         unit="ms",

@@ -14,8 +14,10 @@ from pathlib import Path
 from orlop.base import filters, identifiers, labels, references
 from orlop.base.errdefs import InvalidArgumentError
 from orlop.core import trees
-from orlop.core.diff.errors import ArchiveError
+from orlop.core.diff.erofs import Node
+from orlop.core.diff.errors import ArchiveError, UnsuitableError
 from orlop.core.diff.extract import Extractor, Limits
+from orlop.core.diff.indexing import Builder
 from orlop.core.diff.stream import uncompressed
 from orlop.core.diff.tar import Reader
 from orlop.core.diff.tree import Tree
@@ -38,12 +40,28 @@ def refused(parse: Callable[[], object], error: type[Exception] = InvalidArgumen
 
 
 def archive(blob: bytes) -> bool:
-    """Unpack into a directory that has a neighbour; the neighbour, its times included, must not change."""
+    """Unpack into a directory that has a neighbour; the neighbour, its times included, must not change.
+
+    What the archive is refused for, its index must be refused for too.
+    """
     with _place() as (root, outside):
         before = _stock(outside)
-        outcome = refused(lambda: unpack(blob, root), (ArchiveError, OSError))  # type: ignore[arg-type]  # a tuple works
+        faulty = False
+        try:
+            outcome = refused(lambda: unpack(blob, root), OSError)
+        except ArchiveError:
+            outcome = faulty = True
         assert _stock(outside) == before, "something outside was changed"
+        indexed = refused(lambda: make_image(blob, outside.parent / "image"), (ArchiveError, UnsuitableError))  # type: ignore[arg-type]  # a tuple works
+    assert indexed or not faulty, "an index was made of what cannot be unpacked"
     return outcome
+
+
+def make_image(blob: bytes, path: Path) -> None:
+    """Make an EROFS image as a worker does, in this process."""
+    source = io.BytesIO(blob)
+    with open(path, "wb") as file:
+        Builder(uncompressed(source.read), file.fileno(), Node(0o40755, 0, 0, 0), limits=LIMITS).run()
 
 
 def unpack(blob: bytes, root: Path, *, layered: bool = False) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.root.shims import until
 from tools.daemons import Ctr, Orlopd
 from tools.images import Image
 
@@ -61,3 +62,4 @@ def test_a_container_runs_and_its_changes_become_a_layer(
 
     ctr("images", "rm", "--sync", image.reference)
     assert ctr("snapshots", *FLAGS, "ls").splitlines()[1:] == []
+    until(lambda: not mounted(homes) and not list(homes.glob("*/layer.erofs")), "images are left")

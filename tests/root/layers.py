@@ -60,14 +60,18 @@ def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def apply_bytes(blob: bytes, mounts: list[Mount], scratch: Path, *, limits: Limits | None = None) -> Applied:
+def apply_bytes(
+    blob: bytes, mounts: list[Mount], scratch: Path, *, limits: Limits | None = None, image: str = ""
+) -> Applied:
     """Apply a blob with a pool of its own."""
     path = scratch / "blob"
     path.write_bytes(blob)
 
     async def run() -> Applied:
         async with Pool(1) as pool:
-            return await apply(pool, path, LayerBlob(media_type="", digest=digest(blob)), mounts, limits=limits)
+            return await apply(
+                pool, path, LayerBlob(media_type="", digest=digest(blob)), mounts, limits=limits, image=image
+            )
 
     return asyncio.run(run())
 

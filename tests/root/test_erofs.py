@@ -3,27 +3,39 @@
 import contextlib
 import os
 import random
+import signal
+import socket
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orlop.core.diff import tar
+from orlop.base.errdefs import DataLossError
+from orlop.core.diff import index_job, tar
 from orlop.core.diff.erofs import Node
 from orlop.core.diff.errors import ArchiveError, UnsuitableError
 from orlop.core.diff.extract import Extractor
 from orlop.core.diff.indexing import Builder
+from orlop.core.diff.job import Job
 from orlop.core.diff.tree import Tree
 from orlop.core.mount import Mount
 from orlop.core.mount.perform import temp_mount
+from orlop.core.snapshots import Kind, Snapshot
 from orlop.linux import mount as mnt
-from orlop.plugins.snapshots.erofs import verdict
-from tests.root.layers import archive, directory, entry, file, hardlink, symlink, tree
+from orlop.plugins.snapshots.erofs import Erofs, verdict
+from tests.root.layers import apply_bytes, archive, digest, directory, entry, file, hardlink, symlink, tree
 
 pytestmark = pytest.mark.root
+
+
+def sparse() -> tuple[tarfile.TarInfo, bytes]:
+    headers = {"GNU.sparse.map": "0,4", "GNU.sparse.numblocks": "1", "GNU.sparse.size": "8192"}
+    return file("sparse", b"data", pax_headers=headers)
+
 
 NOW = 1_700_000_000_000_000_000  # what gets its time from the clock has one after this
 
@@ -222,6 +234,121 @@ def test_an_opaque_root(pair: Pair) -> None:
 def test_what_an_index_cannot_show_is_left_to_the_extractor(tmp_path: Path, bad: tuple[tarfile.TarInfo, bytes]) -> None:
     with open(tmp_path / "image", "wb") as file, pytest.raises(UnsuitableError):
         Builder([archive(bad)], file.fileno(), Node(0o40755, 0, 0, NOW)).run()
+
+
+@pytest.mark.parametrize("value", ["v" * 65535, "v" * 65536])
+def test_attributes_of_every_size(tmp_path: Path, value: str) -> None:
+    headers = {f"SCHILY.xattr.user.{number}": value for number in range(5)}
+    blob = archive(file("file", pax_headers=headers))
+    with open(tmp_path / "image", "wb") as image, pytest.raises(UnsuitableError):
+        Builder([blob], image.fileno(), Node(0o40755, 0, 0, NOW)).run()
+
+
+# -- the worker ----------------------------------------------------------------------------------------------------
+
+
+def built_until(path: Path, blob: bytes, step: int) -> bool:
+    """Make an image in a process that is killed before its call number `step`; whether it had that many."""
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+
+        def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(*arguments: Any, **named: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*arguments, **named)
+
+            return wrapped
+
+        try:
+            for name in ("open", "write", "lseek", "fsync", "rename"):
+                setattr(os, name, counted(getattr(os, name)))
+            ours, _theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with index_job.image_file(
+                str(path), sync=True, job=Job(request={}, file=-1, connection=ours, life=-1)
+            ) as fd:
+                pieces = [blob[start : start + 4096] for start in range(0, len(blob), 4096)]
+                Builder(pieces, fd, Node(0o40755, 0, 0, NOW), now=NOW).run()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def test_killed_at_each_step_there_is_a_whole_image_or_none(tmp_path: Path) -> None:
+    if not (works := verdict(tmp_path)):
+        pytest.skip(works.reason)
+    blob = archive(*(file(f"d/{number}", b"x" * 1000) for number in range(40)))
+    path, steps, whole = tmp_path / "layer.erofs", 0, 0
+    while built_until(path, blob, steps + 1):
+        steps += 1
+        if path.exists():
+            whole += 1
+            with temp_mount([Mount(type="erofs", source=str(path), options=("ro",))], str(tmp_path)) as seen:
+                assert len(os.listdir(f"{seen}/d")) == 40
+                assert (Path(seen) / "d/39").read_bytes() == b"x" * 1000
+            path.unlink()
+    assert steps > 15
+    assert whole == 1  # killed before its directory is synced
+    assert path.exists()
+    assert sorted(os.listdir(tmp_path)) == ["layer.erofs"]
+
+
+def test_a_layer_through_workers(tmp_path: Path) -> None:
+    """An image where it can be one, a tree where it cannot; either way what the layer has is there."""
+    if not (works := verdict(tmp_path)):
+        pytest.skip(works.reason)
+    snapshotter = Erofs(tmp_path / "e", options=("index=off",))
+    layers = [
+        archive(directory("a"), file("a/one", b"1"), symlink("l", "a")),
+        archive(file("l/two", b"2"), sparse()),
+        archive(file("a/.wh.one", b""), file("a/three", b"3" * 4000)),
+    ]
+    digests = []
+    try:
+        for number, blob in enumerate(layers, 1):
+            parents = tuple(range(number - 1, 0, -1))
+            active = Snapshot(number=number, parents=parents, kind=Kind.ACTIVE)
+            snapshotter.prepare(active)
+            image = snapshotter.image(number)
+            assert image is not None
+            digests.append(apply_bytes(blob, snapshotter.mounts(active), tmp_path, image=image).digest)
+            snapshotter.commit(active)
+        assert digests == [digest(blob) for blob in layers]
+        kinds = [os.path.exists(f"{tmp_path}/e/{number}/layer.erofs") for number in (1, 2, 3)]
+        assert kinds == [True, False, True]
+        view = Snapshot(number=4, parents=(3, 2, 1), kind=Kind.VIEW)
+        snapshotter.prepare(view)
+        with temp_mount(snapshotter.mounts(view), str(tmp_path)) as seen:
+            assert sorted(os.listdir(f"{seen}/a")) == ["three", "two"]
+            assert os.path.getsize(f"{seen}/sparse") == 8192
+        for number in (4, 3, 2, 1):
+            snapshotter.remove(number)
+        assert os.listdir(tmp_path / "e" / "mounted") == []
+    finally:
+        snapshotter.close()
+
+
+def test_a_cut_image_is_not_mounted(tmp_path: Path) -> None:
+    if not (works := verdict(tmp_path)):
+        pytest.skip(works.reason)
+    snapshotter = Erofs(tmp_path / "e")
+    active = Snapshot(number=1, kind=Kind.ACTIVE)
+    snapshotter.prepare(active)
+    image = snapshotter.image(1)
+    assert image is not None
+    apply_bytes(archive(file("a", b"x" * 10000)), snapshotter.mounts(active), tmp_path, image=image)
+    os.truncate(image, os.path.getsize(image) - 512)
+    view = Snapshot(number=2, parents=(1,), kind=Kind.VIEW)
+    snapshotter.prepare(view)
+    with pytest.raises(DataLossError, match="incomplete"):
+        snapshotter.mounts(view)
+    assert os.listdir(tmp_path / "e" / "mounted") == []
 
 
 # -- whatever an archive holds --------------------------------------------------------------------------------------

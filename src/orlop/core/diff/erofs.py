@@ -27,8 +27,8 @@ DATA: Final = 4096
 
 SUPER_OFFSET: Final = 1024
 SUPER_MAGIC: Final = 0xE0F5E1E2
-XATTR_SIZE_MAX: Final = 65535
-"""Bytes of an attribute's value, at most."""
+_XATTR_SIZE_MAX: Final = 65535  # bytes of one value
+_XATTRS_SIZE_MAX: Final = 200_000  # bytes of all of an inode's; some are left for marks that are added
 
 _SUPER: Final = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ24x")
 _INODE: Final = struct.Struct("<HHHHQIIIIQII16x")
@@ -100,6 +100,14 @@ class Node:
         self.nid = 0
         self.offset = -1  # where a long directory or link lies, in bytes from the first such block; -1 for inline
         self.blocks: list[list[bytes]] | None = None  # a directory's names, block by block
+
+
+def fits(xattrs: Mapping[bytes, bytes]) -> bool:
+    """Whether an inode can have these attributes, and a mark of overlayfs beside them."""
+    return (
+        all(1 < len(_split(name)[1]) + 1 <= 256 and len(value) <= _XATTR_SIZE_MAX for name, value in xattrs.items())
+        and _xattrs_size(xattrs) <= _XATTRS_SIZE_MAX
+    )
 
 
 class Metadata:

@@ -31,7 +31,9 @@ def index(job: Job) -> Message:
     directory: str = request["directory"]
     if os.listdir(directory):
         raise UnsuitableError("the snapshot has been written to before")
-    with _image(request["image"], sync=request["sync"], job=job) as fd:
+    if os.path.exists(request["image"]):
+        raise UnsuitableError("the snapshot has a layer already")
+    with image_file(request["image"], sync=request["sync"], job=job) as fd:
         view = sandbox.enter([], [mount_from(item) for item in request["lower"]], directory)
         done = supervise(job, lambda report: _build(job, request, view, fd, report))
         # The empty root directory beside it counts too, and the directory of both.
@@ -41,11 +43,10 @@ def index(job: Job) -> Message:
 
 
 @contextlib.contextmanager
-def _image(path: str, *, sync: bool, job: Job) -> Iterator[int]:
+def image_file(path: str, *, sync: bool, job: Job) -> Iterator[int]:
     """A file to be written, which gets its name on leaving; relative to its directory, since the root will be another.
 
-    Raises:
-        UnsuitableError: there is an image already.
+    When it has its name, it is whole; and on the disk, if `sync`.
     """
     home, name = os.path.split(path)
     with contextlib.ExitStack() as undo:

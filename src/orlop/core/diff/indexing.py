@@ -270,7 +270,7 @@ class Builder:
         for name, value in (entry.xattrs or {}).items():
             if name.startswith((b"trusted.", b"user.overlay.")):
                 self._ignore(name)
-            elif name.startswith(b"user.") and 5 < len(name) <= 255 and len(value) <= erofs.XATTR_SIZE_MAX:
+            elif name.startswith(b"user."):
                 if b"\0" in name:
                     raise ArchiveError(f"attribute {shown(name)} has no valid name")
                 if stat.S_ISREG(node.mode) or stat.S_ISDIR(node.mode):
@@ -282,6 +282,8 @@ class Builder:
             else:
                 raise UnsuitableError(f"attribute {shown(name)}")
             self._xattr_bytes += len(name) + len(value)
+        if not erofs.fits(kept):
+            raise UnsuitableError("attributes that are too large")
         if self._xattr_bytes > _MAX_XATTRS:
             raise UnsuitableError(f"attributes of more than {_MAX_XATTRS} bytes")
         node.xattrs = kept or None

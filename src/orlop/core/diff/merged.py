@@ -9,7 +9,7 @@ import os
 import stat
 from typing import Final
 
-from orlop.core.diff.erofs import Node
+from orlop.core.diff.erofs import Node, fits
 from orlop.core.diff.errors import ArchiveError, LimitError, UnsuitableError, shown
 
 _MAX_LINKS: Final = 255  # as continuity's RootPath
@@ -181,6 +181,8 @@ class MergedTree:
                 if not name.startswith((b"user.", b"security.")):
                     raise UnsuitableError(f"attribute {shown(name)} of {shown(path)} below")
                 xattrs[name] = os.getxattr(fd, name)
+            if not fits(xattrs):
+                raise UnsuitableError(f"attributes of {shown(path)} below that are too large")
             node.xattrs = xattrs or None
         finally:
             os.close(fd)

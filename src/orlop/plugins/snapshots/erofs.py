@@ -163,10 +163,10 @@ class Erofs(Snapshotter):
             return self._directories.files(number)
         point = self._point(number)
         with self._lock:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(point, 0o700)
             if not os.path.ismount(point):
                 _check(image)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(point, 0o700)
                 try:
                     mnt.mount(image, point, "erofs", mnt.MS_RDONLY)
                 except OSError as error:
