@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from orlop.api.types.runc.options.oci_pb2 import Options
+from orlop.cmd.ctr.tasks import _no_pivot
 from tools.daemons import Ctr, Orlopd, environment
 from tools.images import Image
 
@@ -208,3 +210,10 @@ def test_what_this_host_cannot_is_told(ctr: Ctr, busybox_image: Image) -> None:
         assert "this host has no AppArmor" in armour.stderr
     assert ctr("containers", "ls", "-q") == ""
     assert len([line for line in ctr("snapshots", "ls").splitlines() if line.startswith("one")]) == 0
+
+
+def test_a_task_can_do_without_pivot_root(ctr: Ctr, busybox_image: Image) -> None:
+    assert Options.FromString(_no_pivot().value) == Options(no_pivot_root=True)
+    ctr("containers", "create", busybox_image.reference, "one", "sh", "-c", "echo $(ls -d /etc); exit 3")
+    done = ctr.run("tasks", "start", "--no-pivot", "one")
+    assert (done.returncode, done.stdout) == (3, "/etc\n")

@@ -155,7 +155,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
+        # A shell that completes asks what there is, and has no use for our words.
+        if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
             if self._listing:
                 # What is no command is an argument of the bare group's listing, as a filter.
                 return self._listing, self.get_command(ctx, self._listing), args

@@ -17,15 +17,8 @@ if TYPE_CHECKING:
     from orlop.core.transfer.ends import ImageStore, OCIRegistry
 
 
-def registry_flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags about registries; the command gets them as `registry`."""
-
-    def called(app: App, **flags: Any) -> Any:
-        return function(app, registry=_registry(flags), **flags)
-
-    called.__doc__ = function.__doc__
-    called.__name__ = function.__name__
-    called.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]  # click's own
+def registry_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What containerd's `ctr` takes wherever an image is named; the command gets each by its own name."""
     for option in reversed(
         (
             click.option("--skip-verify", "-k", is_flag=True, help="Do not verify certificates."),
@@ -38,16 +31,30 @@ def registry_flags(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--tlskey", default="", help="File with a client key."),
             click.option("--http-dump", is_flag=True, help="Show the transfer service's requests to registries."),
             click.option("--http-trace", is_flag=True, help="The same."),
-            click.option(
-                "--progress",
-                type=click.Choice(["auto", "tty", "plain", "json", "none"]),
-                default="auto",
-                show_default=True,
-                help="How progress is shown; auto is tty on a terminal, else plain.",
-            ),
         )
     ):
-        called = option(called)
+        function = option(function)
+    return function
+
+
+def registry_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags about registries; the command gets them as `registry`."""
+
+    def called(app: App, **flags: Any) -> Any:
+        return function(app, registry=_registry(flags), **flags)
+
+    called.__doc__ = function.__doc__
+    called.__name__ = function.__name__
+    called.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]  # click's own
+    called = registry_options(
+        click.option(
+            "--progress",
+            type=click.Choice(["auto", "tty", "plain", "json", "none"]),
+            default="auto",
+            show_default=True,
+            help="How progress is shown; auto is tty on a terminal, else plain.",
+        )(called)
+    )
     return pass_app(called)
 
 

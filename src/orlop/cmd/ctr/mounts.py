@@ -1,8 +1,11 @@
 """`ctr images mount` and `unmount`: an image's files at a path of this host."""
 
+from typing import Any
+
 import click
 
 from orlop.cmd.cli import App, GoCommand, pass_app
+from orlop.cmd.ctr.distribution import registry_options
 from orlop.cmd.ctr.images import snapshotter_option
 from orlop.cmd.units import parse_labels
 
@@ -14,11 +17,23 @@ from orlop.cmd.units import parse_labels
 @click.option("--platform", help="The image for this platform.")
 @click.option("--label", "labels", multiple=True, help="Labels for the snapshot.")
 @snapshotter_option
+@registry_options
 @pass_app
 def mount(
-    app: App, ref: str, target: str, rw: bool, platform: str | None, labels: tuple[str, ...], snapshotter: str
+    app: App,
+    /,
+    ref: str,
+    target: str,
+    rw: bool,
+    platform: str | None,
+    labels: tuple[str, ...],
+    snapshotter: str,
+    **_registry: Any,
 ) -> None:
-    """Mount an image's root file system to a path."""
+    """Mount an image's root file system to a path.
+
+    No registry is asked; its flags are taken as containerd takes them.
+    """
     image = app.client.images.get(ref, platform=platform)
     click.echo(image.mount(target, snapshotter=snapshotter, writable=rw, labels=parse_labels(labels)))
     click.echo(target)
@@ -27,9 +42,11 @@ def mount(
 @click.command(cls=GoCommand)
 @click.argument("target")
 @click.option("--rm", "remove", is_flag=True, help="Remove the snapshot after a successful unmount.")
+@click.option("--label", "_labels", multiple=True, hidden=True, help="Taken, as containerd takes it, and not used.")
 @snapshotter_option
+@registry_options
 @pass_app
-def unmount(app: App, target: str, remove: bool, snapshotter: str) -> None:
-    """Unmount an image."""
+def unmount(app: App, /, target: str, remove: bool, snapshotter: str, **_others: Any) -> None:
+    """Unmount an image. No registry is asked; its flags are taken as containerd takes them."""
     app.client.images.unmount(target, snapshotter=snapshotter, remove=remove)
     click.echo(target)

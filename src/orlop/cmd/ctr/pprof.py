@@ -6,17 +6,19 @@ containerd answers in the formats of Go, orlopd in text; pages that Python has n
 import http.client
 import socket
 import sys
+from collections.abc import Callable
 
 import click
 
 from orlop.base.errdefs import UnavailableError, UnknownError
 from orlop.cmd.cli import GoCommand, LazyGroup
 
+# Command to page, default of --debug, help.
 _KINDS = {
-    "block": ("block", "What blocks."),
-    "goroutines": ("goroutine?debug=2", "Stacks of all threads and tasks."),
-    "heap": ("heap", "The heap."),
-    "threadcreate": ("threadcreate", "What makes threads."),
+    "block": ("block", 0, "What blocks."),
+    "goroutines": ("goroutine", 2, "Stacks of all threads and tasks."),
+    "heap": ("heap", 0, "The heap."),
+    "threadcreate": ("threadcreate", 0, "What makes threads."),
 }
 
 
@@ -57,28 +59,36 @@ def _write(path: str, what: str, timeout_s: float = 30.0) -> None:
         connection.close()
 
 
-def _command(name: str, what: str, text: str) -> None:
+def _debug(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    text = "Format of containerd's answer: 0 for binary, more for text; orlopd's is text always."
+    return click.option("--debug", type=click.IntRange(min=0), default=default, show_default=True, help=text)
+
+
+def _command(name: str, what: str, default: int, text: str) -> None:
     @pprof.command(name, cls=GoCommand, help=text)
+    @_debug(default)
     @click.pass_obj
-    def profile_of(path: str) -> None:
-        _write(path, what)
+    def profile_of(path: str, debug: int) -> None:
+        _write(path, f"{what}?debug={debug}")
 
 
-for _name, (_what, _text) in _KINDS.items():
-    _command(_name, _what, _text)
+for _name, (_what, _default, _text) in _KINDS.items():
+    _command(_name, _what, _default, _text)
 
 
 @pprof.command(cls=GoCommand)
 @click.option("--seconds", "-s", default=30, show_default=True, help="How long to sample.")
+@_debug(0)
 @click.pass_obj
-def profile(path: str, seconds: int) -> None:
+def profile(path: str, seconds: int, debug: int) -> None:
     """The CPU."""
-    _write(path, f"profile?seconds={seconds}", seconds + 30.0)
+    _write(path, f"profile?debug={debug}&seconds={seconds}", seconds + 30.0)
 
 
 @pprof.command(cls=GoCommand)
 @click.option("--seconds", "-s", default=5, show_default=True, help="How long to trace.")
+@_debug(0)
 @click.pass_obj
-def trace(path: str, seconds: int) -> None:
+def trace(path: str, seconds: int, debug: int) -> None:
     """An execution trace."""
-    _write(path, f"trace?seconds={seconds}", seconds + 30.0)
+    _write(path, f"trace?debug={debug}&seconds={seconds}", seconds + 30.0)

@@ -1,12 +1,16 @@
 """`ctr tasks`."""
 
 import contextlib
+from typing import TYPE_CHECKING
 
 import click
 
 from orlop.base.errdefs import NotFoundError, OrlopError
 from orlop.cmd.cli import App, ExitCode, GoCommand, LazyGroup, fail_each, pass_app
 from orlop.cmd.tabwriter import TabWriter
+
+if TYPE_CHECKING:
+    from google.protobuf.any_pb2 import Any as PackedAny
 
 _HERE = "orlop.cmd.ctr"
 
@@ -45,8 +49,18 @@ def list_(app: App, quiet: bool) -> None:
 @click.option("--fifo-dir", default="", help="Directory for FIFOs.")
 @click.option("--pid-file", default="", help="File to write the task's process id into.")
 @click.option("--detach", "-d", is_flag=True, help="Leave once the task runs.")
+@click.option("--no-pivot", is_flag=True, help="Do not use pivot_root.")
 @pass_app
-def start(app: App, container_id: str, null_io: bool, log_uri: str, fifo_dir: str, pid_file: str, detach: bool) -> None:
+def start(
+    app: App,
+    container_id: str,
+    null_io: bool,
+    log_uri: str,
+    fifo_dir: str,
+    pid_file: str,
+    detach: bool,
+    no_pivot: bool,
+) -> None:
     """Start a container that has been created. Exits with the status of its process."""
     from orlop.cmd.ctr.run import foreground, standard_io, write_pid
 
@@ -54,7 +68,7 @@ def start(app: App, container_id: str, null_io: bool, log_uri: str, fifo_dir: st
     process = container.spec().process
     terminal = process is not None and process.terminal
     io = standard_io(terminal=terminal, null_io=null_io, log_uri=log_uri, fifo_dir=fifo_dir, detach=detach)
-    task = container.new_task(io)
+    task = container.new_task(io, options=_no_pivot() if no_pivot else None)
     try:
         write_pid(pid_file, task.pid)
         if detach:
@@ -68,6 +82,14 @@ def start(app: App, container_id: str, null_io: bool, log_uri: str, fifo_dir: st
         raise
     if code:
         raise ExitCode(code)
+
+
+def _no_pivot() -> "PackedAny":
+    """The options of a task that must not pivot; as with containerd they take the place of the container's."""
+    from orlop.api.types.runc.options.oci_pb2 import Options
+    from orlop.client.events import pack
+
+    return pack(Options(no_pivot_root=True))
 
 
 @tasks.command("exec", cls=GoCommand, go_flags_end=True)
