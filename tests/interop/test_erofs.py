@@ -1,5 +1,8 @@
 """The erofs snapshotter through Debian's ctr: import, run, look, commit, compare, a killed daemon, and removal."""
 
+import os
+import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,3 +66,39 @@ def test_a_container_runs_and_its_changes_become_a_layer(
     ctr("images", "rm", "--sync", image.reference)
     assert ctr("snapshots", *FLAGS, "ls").splitlines()[1:] == []
     until(lambda: not mounted(homes) and not list(homes.glob("*/layer.erofs")), "images are left")
+
+
+def test_what_a_container_wrote_becomes_a_layer(
+    new_orlopd: Callable[..., Orlopd], go_ctr: Callable[..., Ctr], busybox_image: Image, namespace: str, tmp_path: Path
+) -> None:
+    """Images below, directories above: compared, committed and stacked again."""
+    daemon = new_orlopd()
+    ctr = go_ctr(daemon, namespace)
+    ctr("images", "import", *FLAGS, busybox_image.archive)
+    script = "echo words >/etc/made; rm /bin/vi; sleep 1"
+    ctr("run", *FLAGS, busybox_image.reference, "one", "sh", "-c", script)
+    layer = tmp_path / "layer"
+    with open(layer, "wb") as file:
+        command = ctr.argv("snapshots", *FLAGS, "diff", "--media-type", "application/vnd.oci.image.layer.v1.tar", "one")
+        subprocess.run(command, check=True, stdout=file, timeout=60)
+    with tarfile.open(layer) as archive:
+        names = archive.getnames()
+    assert "etc/made" in names
+    assert "bin/.wh.vi" in names
+    assert "bin/busybox" not in names
+
+    ctr("snapshots", *FLAGS, "commit", "changed", "one")
+    ctr("snapshots", *FLAGS, "label", "changed", "containerd.io/gc.root=now")
+    assert "changed" in ctr("snapshots", *FLAGS, "usage", "changed")
+    ctr("snapshots", *FLAGS, "prepare", "two", "changed")
+    ctr("snapshots", *FLAGS, "view", "three", "changed")
+    for key in ("two", "three"):
+        target = tmp_path / key
+        target.mkdir()
+        subprocess.run(["sh", "-ec", ctr("snapshots", *FLAGS, "mounts", target, key)], check=True, timeout=60)
+        try:
+            assert (target / "etc/made").read_text() == "words\n"
+            assert not os.path.lexists(target / "bin/vi")
+            assert (target / "bin/busybox").stat().st_mode & 0o111
+        finally:
+            subprocess.run(["umount", target], check=True, timeout=60)

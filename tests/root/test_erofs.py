@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orlop.base.errdefs import DataLossError
-from orlop.core.diff import index_job, tar
+from orlop.core.diff import index_job, indexing, tar
 from orlop.core.diff.erofs import Node
 from orlop.core.diff.errors import ArchiveError, UnsuitableError
 from orlop.core.diff.extract import Extractor
@@ -241,6 +241,15 @@ def test_attributes_of_every_size(tmp_path: Path, value: str) -> None:
     headers = {f"SCHILY.xattr.user.{number}": value for number in range(5)}
     blob = archive(file("file", pax_headers=headers))
     with open(tmp_path / "image", "wb") as image, pytest.raises(UnsuitableError):
+        Builder([blob], image.fileno(), Node(0o40755, 0, 0, NOW)).run()
+
+
+def test_more_entries_than_memory_is_meant_for_are_left_to_the_extractor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "MAX_ENTRIES", 10)
+    blob = archive(*(file(f"file-{number}", b"") for number in range(11)))
+    with open(tmp_path / "image", "wb") as image, pytest.raises(UnsuitableError, match="10 entries"):
         Builder([blob], image.fileno(), Node(0o40755, 0, 0, NOW)).run()
 
 

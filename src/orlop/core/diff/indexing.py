@@ -17,8 +17,8 @@ from orlop.core.diff.errors import ArchiveError, LimitError, UnsuitableError, sh
 from orlop.core.diff.extract import Limits, clean
 from orlop.core.diff.merged import Directory, MergedTree
 
-MAX_ENTRIES: Final = 2_000_000
-"""Headers of a layer to be indexed; about 300 bytes of memory each. Beyond, it is extracted."""
+MAX_ENTRIES: Final = 1_000_000
+"""Headers of a layer to be indexed; each takes about 420 bytes of memory. Beyond, it is extracted."""
 
 _WHITEOUT: Final = b".wh."
 _AUFS: Final = b".wh..wh."

@@ -20,6 +20,7 @@ all are at a clean stop: an overlay holds on to what it was mounted from, so run
 `_lock` guards what is mounted. It is held for the time of some system calls.
 """
 
+import asyncio
 import contextlib
 import os
 import stat
@@ -248,7 +249,7 @@ def _init(context: Context) -> Erofs:
     if "index" not in known and probe.overlay_index_off(os.fspath(root)):
         options.append("index=off")
     snapshotter = Erofs(root, options=options)
-    context.on_close(snapshotter.close)
+    context.on_close(lambda: asyncio.to_thread(snapshotter.close))
     context.exports.update(snapshotter.exports)
     context.platforms.append(default_string())
     return snapshotter
