@@ -55,7 +55,7 @@ def list_tasks(sides: Sequence[Side], runs: int) -> Samples:
 def idle_memory(sides: Sequence[Side], runs: int) -> Samples:
     """PSS outside the containers, with two hundred idle ones: megabytes; beside it the growth of the second hundred."""
     del runs  # memory does not jitter as time does
-    samples, growth = Samples(), Samples()
+    samples, growth = Samples(), Samples(unit="kB")
     for side in sides:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_running(side, GROWTH_FROM))
@@ -64,7 +64,7 @@ def idle_memory(sides: Sequence[Side], runs: int) -> Samples:
             after = sum(memory.outside_containers(side.engine, side.ctr).values())
         samples.add(side.name, after / 1e6)
         growth.add(side.name, max((after - before) / (IDLE - GROWTH_FROM) / 1e3, 0.0))
-    samples.beside[f"kB for one more, {GROWTH_FROM} to {IDLE} (aim 0.03 x)"] = growth
+    samples.beside[f"one more, {GROWTH_FROM} to {IDLE} (aim 0.03 x)"] = growth
     return samples
 
 

@@ -58,10 +58,16 @@ def finish(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 @dataclass(slots=True)
 class Samples:
-    """What a row measured on each side, in the order of measuring; and what was measured beside it, by title."""
+    """What a row measured on each side, in the order of measuring.
+
+    Attributes:
+        beside: what was measured beside it, by title.
+        unit: of what is beside, if it is not the row's.
+    """
 
     values: dict[str, list[float]] = field(default_factory=dict)
     beside: "dict[str, Samples]" = field(default_factory=dict)
+    unit: str = ""
 
     def add(self, side: str, value: float) -> None:
         self.values.setdefault(side, []).append(value)

@@ -16,7 +16,7 @@ RESULTS: Final = peers.ROOT / "bench-results"
 def line(row: Row, samples: Samples) -> str:
     """One row as text: medians, spread, ratio and what it should be; below it what was measured beside."""
     lines = [f"{_compared(row.title, samples, row.unit)}  {_verdict(row, samples)}".rstrip()]
-    lines += (_compared(f"  {title}", other, row.unit) for title, other in samples.beside.items())
+    lines += (_compared(f"  {title}", other, other.unit or row.unit) for title, other in samples.beside.items())
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from orlop.core.kinds import GRPC, METADATA
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.containers import ContainerStore
 from orlop.core.plugin import Context, Registration
-from orlop.plugins.services.timestamps import to_timestamp
+from orlop.plugins.services.timestamps import set_timestamp
 
 
 class Containers:
@@ -34,7 +34,8 @@ class Containers:
         namespace = namespaces.validate(call.namespace)
         response = api.ListContainersResponse()
         for page in self._store.pages(namespace, request.filters):
-            response.containers.extend(_encode(container) for container in page)
+            for container in page:
+                _fill(response.containers.add(), container)
             await asyncio.sleep(0)
         return response
 
@@ -44,7 +45,9 @@ class Containers:
         namespace = namespaces.validate(call.namespace)
         for page in self._store.pages(namespace, request.filters):
             for container in page:
-                yield api.ListContainerMessage(container=_encode(container))
+                message = api.ListContainerMessage()
+                _fill(message.container, container)
+                yield message
             await asyncio.sleep(0)
 
     async def create(self, call: Call, request: api.CreateContainerRequest) -> api.CreateContainerResponse:
@@ -112,16 +115,22 @@ def _decode(message: api.Container) -> Container:
 
 
 def _encode(container: Container) -> api.Container:
-    message = api.Container(
-        id=container.id,
-        labels=container.labels,
-        image=container.image,
-        snapshotter=container.snapshotter,
-        snapshot_key=container.snapshot_key,
-        created_at=to_timestamp(container.created_at),
-        updated_at=to_timestamp(container.updated_at),
-        sandbox=container.sandbox,
-    )
+    message = api.Container()
+    _fill(message, container)
+    return message
+
+
+def _fill(message: api.Container, container: Container) -> None:
+    """Write a container into its message, field by field: by keywords it takes twice the time, which lists feel."""
+    message.id = container.id
+    if container.labels:
+        message.labels.update(container.labels)
+    message.image = container.image
+    message.snapshotter = container.snapshotter
+    message.snapshot_key = container.snapshot_key
+    set_timestamp(message.created_at, container.created_at)
+    set_timestamp(message.updated_at, container.updated_at)
+    message.sandbox = container.sandbox
     message.runtime.name = container.runtime.name
     if container.runtime.options is not None:
         message.runtime.options.ParseFromString(container.runtime.options)
@@ -129,7 +138,6 @@ def _encode(container: Container) -> api.Container:
         message.spec.ParseFromString(container.spec)
     for name, value in container.extensions.items():
         message.extensions[name].ParseFromString(value)
-    return message
 
 
 def _init(context: Context) -> Service:

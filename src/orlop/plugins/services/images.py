@@ -7,7 +7,6 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orlop.api.services.images.v1 import images_pb2 as api
-from orlop.api.types import descriptor_pb2
 from orlop.base import namespaces
 from orlop.base.errdefs import InvalidArgumentError, from_status
 from orlop.base.rpc import Call, Service, bind
@@ -17,7 +16,7 @@ from orlop.core.kinds import GC, GRPC, METADATA
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.images import ImageStore
 from orlop.core.plugin import Context, Registration
-from orlop.plugins.services.timestamps import from_timestamp, to_timestamp
+from orlop.plugins.services.timestamps import from_timestamp, set_timestamp
 
 
 class Images:
@@ -36,7 +35,8 @@ class Images:
         namespace = namespaces.validate(call.namespace)
         response = api.ListImagesResponse()
         for page in self._store.pages(namespace, request.filters):
-            response.images.extend(_encode(image) for image in page)
+            for image in page:
+                _fill(response.images.add(), image)
             await asyncio.sleep(0)
         return response
 
@@ -96,18 +96,24 @@ def _decode(message: api.Image) -> Image:
 
 
 def _encode(image: Image) -> api.Image:
-    return api.Image(
-        name=image.name,
-        labels=image.labels,
-        target=descriptor_pb2.Descriptor(
-            media_type=image.target.media_type,
-            digest=image.target.digest,
-            size=image.target.size,
-            annotations=image.target.annotations,
-        ),
-        created_at=to_timestamp(image.created_at),
-        updated_at=to_timestamp(image.updated_at),
-    )
+    message = api.Image()
+    _fill(message, image)
+    return message
+
+
+def _fill(message: api.Image, image: Image) -> None:
+    """Write an image into its message, field by field: by keywords it takes twice the time, which lists feel."""
+    message.name = image.name
+    if image.labels:
+        message.labels.update(image.labels)
+    target = message.target
+    target.media_type = image.target.media_type
+    target.digest = image.target.digest
+    target.size = image.target.size
+    if image.target.annotations:
+        target.annotations.update(image.target.annotations)
+    set_timestamp(message.created_at, image.created_at)
+    set_timestamp(message.updated_at, image.updated_at)
 
 
 def _time(request: api.CreateImageRequest | api.UpdateImageRequest, stamp: Timestamp) -> int | None:
