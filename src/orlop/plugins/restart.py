@@ -80,7 +80,7 @@ class Monitor:
 
     async def reconcile(self) -> None:
         """Make every container that has a wish in its labels what it wishes to be. Failures are logged."""
-        wishes = self._containers.labelled(restart.STATUS_LABEL)
+        wishes = self._containers.restarted()
         known = {(namespace, container.id) for namespace, container in wishes}
         for gone in self._started.keys() - known:
             del self._started[gone]

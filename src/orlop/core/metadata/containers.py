@@ -25,10 +25,12 @@ from orlop.core.metadata.rows import (
     encode_map,
     merge_extensions,
 )
+from orlop.core.metadata.schema import RESTARTED
 
 _FIELDS: Final = ("labels", "spec", "extensions", "image", "snapshotkey")
 _PAGE: Final = "SELECT * FROM containers WHERE namespace = ? AND id > ? ORDER BY id LIMIT ?"
-_LABELLED: Final = "SELECT * FROM containers WHERE instr(labels, ?) ORDER BY namespace, id"
+_RESTART_LABEL: Final = "containerd.io/restart.status"
+_RESTARTED: Final = f"SELECT * FROM containers WHERE {RESTARTED} ORDER BY namespace, id"
 _BY_ID: Final = "SELECT * FROM containers WHERE namespace = ? AND id = ?"
 
 
@@ -71,10 +73,10 @@ class ContainerStore:
                 return
             after = rows[-1]["id"]
 
-    def labelled(self, label: str) -> Sequence[tuple[str, Container]]:
-        """The containers of all namespaces that have the label, with their namespaces. Reads no other container."""
-        found = [(row["namespace"], _container(row)) for row in self._db.all(_LABELLED, (f'"{label}":',))]
-        return [(namespace, container) for namespace, container in found if label in container.labels]
+    def restarted(self) -> Sequence[tuple[str, Container]]:
+        """The containers of all namespaces with the restart monitor's label, with their namespaces. Reads no other."""
+        found = [(row["namespace"], _container(row)) for row in self._db.all(_RESTARTED)]
+        return [(namespace, container) for namespace, container in found if _RESTART_LABEL in container.labels]
 
     def create(
         self, tx: Transaction, namespace: str, container: Container, *, owner_uid: int | None = None

@@ -165,5 +165,14 @@ CREATE TABLE mounts (
 ) STRICT;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _MOUNTS)
+# The restart monitor looks for these every few seconds; without the index it would read every container with its spec.
+# SQLite takes the index for a query whose condition reads the same.
+RESTARTED: Final = """instr(labels, '"containerd.io/restart.status":')"""
+# Who deletes a blob asks whether an ingest claims it.
+_INDEXES: Final = f"""
+CREATE INDEX containers_restarted ON containers (namespace, id) WHERE {RESTARTED};
+CREATE INDEX ingests_expected ON ingests (expected);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _MOUNTS, _INDEXES)
 VERSION: Final = len(MIGRATIONS)

@@ -8,6 +8,7 @@ import pytest
 
 from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, UnavailableError
 from orlop.core.metadata import Database, schema
+from orlop.core.metadata.containers import ContainerStore
 
 
 def add(name):
@@ -132,3 +133,26 @@ def test_every_table_of_users_has_owner_size_and_times(db):
     for table in ("namespaces", "images", "containers", "sandboxes", "content", "ingests", "snapshots", "leases"):
         columns = {row["name"] for row in db.all(f"SELECT name FROM pragma_table_info('{table}')")}
         assert wanted <= columns, table
+
+
+def test_the_second_schema_gets_indexes_and_keeps_what_it_has(tmp_path):
+    connection = sqlite3.connect(tmp_path / "meta.db")
+    for script in schema.MIGRATIONS[:2]:
+        connection.executescript(script)
+    connection.execute("PRAGMA user_version=2")
+    times = (1, 1, 1)
+    connection.execute("INSERT INTO namespaces (name, created_at, updated_at, used_at) VALUES ('default', 1, 1, 1)")
+    for name, labels in (("plain", "{}"), ("kept", '{"containerd.io/restart.status":"running"}')):
+        connection.execute(
+            "INSERT INTO containers (namespace, id, image, runtime_name, snapshotter, snapshot_key, created_at,"
+            " updated_at, used_at, labels) VALUES ('default', ?, '', 'r', '', '', ?, ?, ?, ?)",
+            (name, *times, labels),
+        )
+    connection.commit()
+    connection.close()
+    with Database(tmp_path / "meta.db") as db:
+        store = ContainerStore(db)
+        assert [(namespace, one.id) for namespace, one in store.restarted()] == [("default", "kept")]
+        assert [one.id for one in store.list("default")] == ["kept", "plain"]
+        plan = db.all(f"EXPLAIN QUERY PLAN SELECT * FROM containers WHERE {schema.RESTARTED} ORDER BY namespace, id")
+        assert "USING INDEX containers_restarted" in plan[0]["detail"]
