@@ -194,7 +194,7 @@ def test_what_this_host_cannot_is_told(ctr: Ctr, busybox_image: Image) -> None:
     gpus = ctr.run("containers", "create", "--gpus", "0", busybox_image.reference, "one", "true")
     assert "GPUs need nvidia-container-cli, which is not on PATH" in gpus.stderr
     cdi = ctr.run("containers", "create", "--device", "vendor.com/net=nic0", busybox_image.reference, "one", "true")
-    assert "names of the Container Device Interface" in cdi.stderr
+    assert "CDI device injection failed: unresolvable CDI devices vendor.com/net=nic0" in cdi.stderr
     if not Path("/sys/kernel/security/apparmor/profiles").exists():
         armour = ctr.run(
             *(

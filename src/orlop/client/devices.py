@@ -6,7 +6,7 @@ import stat
 from collections.abc import Sequence
 from typing import Final
 
-from orlop.base.errdefs import InvalidArgumentError, NotFoundError, UnimplementedError
+from orlop.base.errdefs import InvalidArgumentError, NotFoundError
 from orlop.oci.spec import Device, Hook
 
 _NVIDIA_CLI: Final = "nvidia-container-cli"
@@ -19,10 +19,7 @@ def host_devices(path: str) -> list[Device]:
     Raises:
         NotFoundError: there is none at that path.
         InvalidArgumentError: it is something else.
-        UnimplementedError: it is a name of the Container Device Interface, such as `vendor.com/net=nic0`.
     """
-    if not path.startswith(("/", ".")) and "=" in path and "/" in path.partition("=")[0]:
-        raise UnimplementedError(f"device {path}: names of the Container Device Interface")
     try:
         status = os.stat(path) if os.path.isdir(path) else os.lstat(os.path.realpath(path))
     except OSError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from orlop.base.errdefs import InvalidArgumentError
+from orlop.client.cdi import inject, is_name
 from orlop.client.devices import gpu_hook, host_devices
 from orlop.client.seccomp import default_profile
 from orlop.client.users import Account, UserFiles
@@ -396,11 +397,16 @@ def _rest(spec: Spec, options: SpecOptions) -> None:
         spec.hooks = spec.hooks or Hooks()
         spec.hooks.create_runtime.append(gpu_hook(options.gpus))
     for path in options.devices:
+        if is_name(path):
+            continue
         for device in host_devices(path):
             linux.devices.append(device)
             _resources(spec).devices.append(
                 DeviceCgroup(allow=True, type=device.type, major=device.major, minor=device.minor, access="rwm")
             )
+    named = [name for name in options.devices if is_name(name)]
+    if named:
+        inject(spec, named)
 
 
 def capability(name: str) -> str:
