@@ -94,11 +94,12 @@ else:
 class Manifest(Document, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
     """One image for one platform, or an artifact."""
 
+    # A factory that is no bare `tuple` has a field written even where it is empty: the specification wants it there.
     schema_version: int = field(default_factory=lambda: 2)
     media_type: Text = ""
     artifact_type: Text = ""
     config: Descriptor
-    layers: Descriptors = ()
+    layers: Descriptors = field(default_factory=lambda: ())
     subject: Descriptor | None = None
     annotations: TextMap = field(default_factory=dict)
 
@@ -109,7 +110,7 @@ class Index(Document, frozen=True, kw_only=True, omit_defaults=True, rename="cam
     schema_version: int = field(default_factory=lambda: 2)
     media_type: Text = ""
     artifact_type: Text = ""
-    manifests: Descriptors = ()
+    manifests: Descriptors = field(default_factory=lambda: ())
     subject: Descriptor | None = None
     annotations: TextMap = field(default_factory=dict)
 

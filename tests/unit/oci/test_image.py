@@ -57,7 +57,7 @@ def test_an_index_is_read_and_written():
         BasePlatform(os="linux", architecture="arm", variant="v7", os_version="1", os_features=("f",))
     )
     assert json.loads(encode(index)) == given_
-    assert encode(Index()) == b'{"schemaVersion":2}'
+    assert encode(Index()) == b'{"schemaVersion":2,"manifests":[]}'
 
 
 def test_what_is_unknown_is_passed_over_and_null_is_absent():
