@@ -11,6 +11,8 @@ from tools.daemons import Engine
 
 # Supervisors stay for the next container of their namespace, and the zygote for the next layer.
 LASTING = ("orlop.cmd.shim ", "orlop.core.diff.zygote", "orlopd ")
+# What was unpacked ahead of a pull that failed waits a minute for the next attempt.
+SPARE = ".ahead-"
 # Written all the time, and owned by nobody's request.
 RESTLESS = ("meta.db", "meta.db-wal", "meta.db-shm", "orlopd.log", "lock")
 
@@ -68,6 +70,8 @@ def files(directory: Path) -> frozenset[str]:
     """Everything below a directory, mounts not entered."""
     found = set()
     for parent, folders, names in os.walk(directory):
-        folders[:] = [name for name in folders if not os.path.ismount(os.path.join(parent, name))]
+        folders[:] = [
+            name for name in folders if not name.startswith(SPARE) and not os.path.ismount(os.path.join(parent, name))
+        ]
         found |= {os.path.join(parent, name) for name in (*folders, *names) if name not in RESTLESS}
     return frozenset(found)

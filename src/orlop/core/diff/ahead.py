@@ -174,6 +174,13 @@ class Ahead:
             self._discard(spare)
         return None
 
+    def failed(self, namespace: str, layer: LayerBlob) -> None:
+        """A layer could not be applied: the space of those above it is free again, not only after a while."""
+        manifest = self._manifests.get((namespace, layer.digest))
+        for (whose, what, _root), image in list(self._images.items()):
+            if (whose, what) == (namespace, manifest):
+                self._forget(image)
+
     async def close(self) -> None:
         """Stop everything and remove what is there."""
         for image in list(self._images.values()):

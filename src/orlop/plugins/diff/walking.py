@@ -75,12 +75,17 @@ class Walking:
         steps = chain(layer.media_type, self._processors)
         path = self._content.blob_path(layer.digest)
         image = self._snapshots.image(mounts) or ""
-        applied = None if sync or steps or image else await self._taken(namespace, layer, mounts)
-        if applied is None:
-            async with self._performed(namespace, mounts) as left:
-                applied = await apply(
-                    self._pool, path, layer, left, sync=sync, steps=steps, payloads=payloads, image=image
-                )
+        try:
+            applied = None if sync or steps or image else await self._taken(namespace, layer, mounts)
+            if applied is None:
+                async with self._performed(namespace, mounts) as left:
+                    applied = await apply(
+                        self._pool, path, layer, left, sync=sync, steps=steps, payloads=payloads, image=image
+                    )
+        except OrlopError:
+            if self.ahead is not None:
+                self.ahead.failed(namespace, layer)
+            raise
         if applied.usage_bytes is not None and applied.usage_inodes is not None:
             usage = Usage(size=applied.usage_bytes, inodes=applied.usage_inodes)
             self._snapshots.note_applied(mounts, usage)
