@@ -12,7 +12,7 @@ SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup system peers demo test check check-format check-lint check-types check-imports check-protos \
-	test-trixie interop-trixie bench fuzz soak protos lock format
+	test-trixie interop-trixie bench bench-scale fuzz soak protos lock format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ soak: setup ## load a daemon for MINUTES (20) and look for what leaks; latencies
 
 bench: setup ## orlopd beside containerd on this machine, alternating; medians and ratios (ONLY=start,memory picks)
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(BENCH_ARGS)
+
+bench-scale: setup ## orlopd alone, with ten to ten thousand objects: latency, lists, collection, memory, start
+	@$(BIN)/python -m bench.scale $(BENCH_ARGS)
 
 protos: setup ## generate src/orlop/api from proto/
 	@$(BIN)/python tools/protos.py

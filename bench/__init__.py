@@ -13,6 +13,7 @@ are worth comparing, and only within one run.
     store.py     the file system that both keep their state on
     hugetlb.py   what makes crun accept a hybrid host
     memory.py    proportional memory of a daemon and its helpers
+    scale.py     orlopd alone, as its store grows: `make bench-scale`
     profile.py   where the time of one `ctr run --rm` goes
     machine.py   what the figures were taken on
 """

@@ -101,14 +101,15 @@ def start_up(sides: Sequence[Side], runs: int) -> Samples:
         samples = Samples()
         for number in range(runs + 1):
             for name, daemon in ((f"{ENTRIES} containers, {BLOBS} blobs", full), ("an empty store", empty)):
-                taken = _first_answer(daemon)
+                taken = first_answer(daemon)
                 if number:
                     samples.add(name, taken)
                 daemon.stop()
         return samples
 
 
-def _first_answer(daemon: Orlopd) -> float:
+def first_answer(daemon: Orlopd) -> float:
+    """Start a daemon that is stopped, and return the milliseconds until it has answered a request."""
     import grpc
     from google.protobuf.empty_pb2 import Empty
 

@@ -40,12 +40,12 @@ def reads(sides: Sequence[Side], runs: int) -> Samples:
 def fill(side: Side, kind: str, count: int) -> None:
     """Make so many containers or images, called `fill-…`; `empty` removes them."""
     with clients(side) as crew:
-        crew.run(f"fill-{kind}", count // CLIENTS)
+        crew.run(f"fill-{kind}", -(-count // CLIENTS))
 
 
 def empty(side: Side, kind: str, count: int) -> None:
     with clients(side) as crew:
-        crew.run(f"empty-{kind}", count // CLIENTS)
+        crew.run(f"empty-{kind}", -(-count // CLIENTS))
 
 
 class Crew:
