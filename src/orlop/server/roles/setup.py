@@ -32,7 +32,7 @@ def tenant(name: str, socket: BoundSocket, config: Config, graph: Graph) -> Tena
         raise InvalidArgumentError(f"{where}: namespace: {error.text}") from error
     if not 0 <= socket.mode <= 0o777:
         raise InvalidArgumentError(f"{where}: mode {socket.mode:#o}: must be that of a file")
-    directory = socket.fifo_directory or f"{config.state}/fifo/{socket.namespace}"
+    directory = socket.fifo_directory or f"{config.state}/fifo/{name}"
     if not os.path.isabs(directory) or os.path.normpath(directory) != directory or directory == "/":
         raise InvalidArgumentError(f'{where}: fifo_directory "{directory}": must be a plain absolute path')
     if socket.role != Role.READ:
