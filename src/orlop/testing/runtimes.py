@@ -255,6 +255,8 @@ class Bench:
             if bundle.path.exists():
                 self.clean_up_after(bundle)
             unmount_all(os.fspath(bundle.rootfs))
+        with contextlib.suppress(OSError):  # containerd's shim leaves an empty one for each namespace
+            os.rmdir(f"/run/containerd/runc/{self.namespace}")
 
     def _remove(self, container: str) -> None:
         with contextlib.suppress(OrlopError):
