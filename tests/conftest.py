@@ -9,6 +9,7 @@ removes does not sweep away what another is about to use; a test that kills one 
 
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import zlib
@@ -25,6 +26,10 @@ from tools.images import Image
 
 # GNU make starts us by posix_spawn(3), which leaves these ignored; daemons and containers would inherit that.
 reset_internal()
+# A shell's background job ignores these, and so would all that we start: our ctr leaves ignored what it finds ignored.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("orlop", deadline=None)
@@ -127,7 +132,9 @@ def short_directory() -> Iterator[Path]:
 def containerd(short_directory: Path) -> Iterator[Containerd]:
     """Debian's containerd, shared by the session."""
     _need("containerd", "ctr", "containerd-shim-runc-v2")
-    with Containerd(short_directory / "containerd", config=COLLECT_ON_REQUEST) as daemon:
+    # With unpigz, a peer for the bench, it takes garbage after gzip; by itself it does not.
+    env = {"CONTAINERD_DISABLE_PIGZ": "1"}
+    with Containerd(short_directory / "containerd", config=COLLECT_ON_REQUEST, env=env) as daemon:
         yield daemon
 
 
