@@ -30,7 +30,11 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def places(short_directory):
     base = Path(tempfile.mkdtemp(prefix="e.", dir=short_directory))
-    return {"root": base / "root", "state": base / "state"}
+    before = residue.cgroups()
+    yield {"root": base / "root", "state": base / "state"}
+    for path in residue.cgroups() - before:
+        if os.path.basename(path) == "default":  # the namespace's, which the OCI runtime makes and keeps
+            residue.patiently_rmdir(path)
 
 
 def process_settings():
