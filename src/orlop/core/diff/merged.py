@@ -1,7 +1,7 @@
 """The tree of an index, in memory, over the layers below it: `core.diff.tree` without files.
 
-What is said there of names and links holds here too: a directory that exists below only is made like the one below, a
-link below is followed inside the merged view, and no name leads out. Both must come to the same tree; a test compares.
+What is said there holds here too: a directory that exists below only is made like the one below, and a link below is
+followed inside the merged view. Both must come to the same tree; a test compares.
 """
 
 import errno
@@ -11,35 +11,30 @@ from typing import Final
 
 from orlop.core.diff.erofs import Node, fits
 from orlop.core.diff.errors import ArchiveError, LimitError, UnsuitableError, shown
+from orlop.core.diff.resolving import Place, Resolver
 
-_MAX_LINKS: Final = 255  # as continuity's RootPath
 _MAX_DEPTH: Final = 16384  # bytes of a real path
 _NAME_MAX: Final = 255
 
 
-class Directory:
+class Directory(Place):
     """A directory of the tree, merged with the one at the same path below or not.
 
     Attributes:
-        path: from the root, without links, without a leading slash; empty for the root.
         below: whether the layers below are seen through it.
     """
 
-    __slots__ = ("below", "children", "node", "path")
+    __slots__ = ("below", "children", "node")
 
     def __init__(self, node: Node, path: bytes, below: bool) -> None:
         assert node.children is not None
+        super().__init__(path)
         self.node = node
         self.children = node.children
-        self.path = path
         self.below = below
 
-    def child(self, name: bytes) -> bytes:
-        """The path of something inside."""
-        return self.path + b"/" + name if self.path else name
 
-
-class MergedTree:
+class MergedTree(Resolver[Directory]):
     """Args:
         root: the root's node, a directory.
         lower_fd: root of the merged lower layers, or -1; stays the caller's.
@@ -52,32 +47,12 @@ class MergedTree:
     """
 
     def __init__(self, root: Node, lower_fd: int, *, layered: bool, now: int) -> None:
+        super().__init__(Directory(root, b"", lower_fd >= 0))
         self.lower_fd: Final = lower_fd
         self.layered: Final = layered
         self.now: Final = now
         self.opaque: set[bytes] = set()
         self.times: dict[bytes, int] = {}
-        self.root: Final = Directory(root, b"", lower_fd >= 0)
-        self._real: dict[bytes, Directory] = {b"": self.root}
-        self._alias: dict[bytes, Directory] = {b"": self.root}
-        self._followed: set[bytes] = set()
-
-    def directory(self, path: bytes, *, create: bool = True) -> Directory:
-        """See `Tree.directory`."""
-        alias = self._alias
-        found = alias.get(path)
-        if found is not None:
-            return found
-        names: list[bytes] = []
-        while (found := alias.get(path)) is None:
-            path, _, name = path.rpartition(b"/")
-            names.append(name)
-        while names:
-            name = names.pop()
-            found = self._step(found, name, create=create)
-            path = path + b"/" + name if path else name
-            alias[path] = found
-        return found
 
     def real(self, path: bytes) -> Node | None:
         """The directory at a real path, or None if there is none any more."""
@@ -100,9 +75,7 @@ class MergedTree:
         if name in children:
             self.remove(parent, name)
         children[name] = node
-        path = parent.child(name)
-        if path in self._followed or path in self._real:
-            self.forget()
+        self.touched(parent.child(name))
 
     def remove(self, parent: Directory, name: bytes) -> None:
         """Remove what is at `name`, with all that is inside."""
@@ -123,17 +96,6 @@ class MergedTree:
     def is_whiteout(self, node: Node) -> bool:
         """Whether this is overlayfs's mark for "deleted"."""
         return self.layered and node.block == 0 and stat.S_ISCHR(node.mode)
-
-    def forget(self) -> None:
-        """Drop what has been resolved."""
-        self._real = {b"": self.root}
-        self._alias = {b"": self.root}
-        self._followed.clear()
-
-    def touched(self, path: bytes) -> None:
-        """Something else is at this real path from now on; what was resolved through it may be wrong."""
-        if path in self._followed or path in self._real:
-            self.forget()
 
     def status_below(self, path: bytes) -> os.stat_result | None:
         """What the layers below have at a path whose directories are real ones there; None for nothing.
@@ -188,29 +150,6 @@ class MergedTree:
             os.close(fd)
         return node
 
-    def _step(self, current: Directory, name: bytes, *, create: bool) -> Directory:
-        """One component, whatever links it is."""
-        pending = [name]
-        links = 0
-        while pending:
-            name = pending.pop()
-            if name in (b"", b"."):
-                continue
-            if name == b"..":
-                current = self._above(current)
-                continue
-            found = self._child(current, name, create=create)
-            if isinstance(found, Directory):
-                current = found
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                raise ArchiveError(f"too many links at {shown(current.child(name))}")
-            if found.startswith(b"/"):
-                current = self.root
-            pending += reversed(found.split(b"/"))
-        return current
-
     def _above(self, current: Directory) -> Directory:
         path = current.path.rpartition(b"/")[0]
         found = self._real.get(path)
@@ -222,7 +161,6 @@ class MergedTree:
         return found
 
     def _child(self, parent: Directory, name: bytes, *, create: bool) -> Directory | bytes:
-        """The directory `name` in `parent`, or the target of the link that it is."""
         path = parent.child(name)
         found = self._real.get(path)
         if found is not None:

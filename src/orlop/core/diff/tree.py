@@ -1,7 +1,7 @@
 """The tree that a layer is extracted into, walked by descriptors so that no name ever leaves it.
 
-Every step is an open relative to a directory's descriptor with O_NOFOLLOW; symbolic links are read and resolved here,
-".." included, as if the tree's root were "/". So it holds whether or not the process is locked into the tree as well.
+Every step is an open relative to a directory's descriptor with O_NOFOLLOW, and links are resolved by `resolving`, not
+by the kernel. So it holds whether or not the process is locked into the tree as well.
 
 With lower layers (an overlay's upper directory is written, the layers below are seen through `lower_fd`), a directory
 that exists below only is made in the tree with the lower one's owner, mode, attributes and times, and a link below is
@@ -21,36 +21,31 @@ from typing import Final
 
 from orlop.core import trees
 from orlop.core.diff.errors import ArchiveError, LimitError, shown
+from orlop.core.diff.resolving import Place, Resolver
 
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_DIRECTORY: Final = (errno.ENOTDIR, errno.ELOOP)
-_MAX_LINKS: Final = 255  # as continuity's RootPath
 
 
-class Directory:
+class Directory(Place):
     """An open directory of the tree.
 
     Attributes:
         fd: its descriptor.
         lower: descriptor of the directory that it is merged with, or -1.
-        path: from the root, without links, without a leading slash; empty for the root.
         inherits: whether what is made inside takes the directory's group (set-group-ID).
     """
 
-    __slots__ = ("fd", "inherits", "lower", "path")
+    __slots__ = ("fd", "inherits", "lower")
 
     def __init__(self, fd: int, lower: int, path: bytes, inherits: bool) -> None:
+        super().__init__(path)
         self.fd = fd
         self.lower = lower
-        self.path = path
         self.inherits = inherits
 
-    def child(self, name: bytes) -> bytes:
-        """The path of something inside."""
-        return self.path + b"/" + name if self.path else name
 
-
-class Tree:
+class Tree(Resolver[Directory]):
     """A root directory with its cache.
 
     Args:
@@ -83,11 +78,8 @@ class Tree:
         self._open_limit = open_limit
         self.lower_fd: Final = lower_fd
         status = os.fstat(root_fd)
-        self.root: Final = Directory(root_fd, lower_fd, b"", always_inherits or bool(status.st_mode & stat.S_ISGID))
+        super().__init__(Directory(root_fd, lower_fd, b"", always_inherits or bool(status.st_mode & stat.S_ISGID)))
         self.layered: Final = lower_fd >= 0 if layered is None else layered
-        self._real: dict[bytes, Directory] = {b"": self.root}
-        self._alias: dict[bytes, Directory] = {b"": self.root}
-        self._followed: set[bytes] = set()
         self._retired: list[Directory] = []
         self.opaque: set[bytes] = set()
         self.times: dict[bytes, tuple[int, int]] = {}
@@ -99,28 +91,6 @@ class Tree:
         """Close what is open, the roots excepted."""
         self.forget()
         self.trim()
-
-    def directory(self, path: bytes, *, create: bool = True) -> Directory:
-        """The directory that `path` (cleaned, without "..") leads to, links followed inside the tree.
-
-        Args:
-            create: make what is missing, like what is below it or with mode 0755.
-
-        Raises:
-            ArchiveError: something on the way is no directory, or there are too many links.
-            FileNotFoundError: it is missing and `create` is false.
-        """
-        alias = self._alias
-        names: list[bytes] = []
-        while (found := alias.get(path)) is None:
-            path, _, name = path.rpartition(b"/")
-            names.append(name)
-        while names:
-            name = names.pop()
-            found = self._step(found, name, create=create)
-            path = path + b"/" + name if path else name
-            alias[path] = found
-        return found
 
     def real(self, path: bytes) -> Directory | None:
         """The directory at a real path, or None if there is none any more."""
@@ -153,14 +123,7 @@ class Tree:
     def forget(self) -> None:
         """Drop the cache; its directories stay open until `trim`, so that who works with one can finish."""
         self._retired += (directory for directory in self._real.values() if directory is not self.root)
-        self._real = {b"": self.root}
-        self._alias = {b"": self.root}
-        self._followed.clear()
-
-    def touched(self, path: bytes) -> None:
-        """Something else is at this real path from now on; what was resolved through it may be wrong."""
-        if path in self._followed or path in self._real:
-            self.forget()
+        super().forget()
 
     def make_opaque(self, path: bytes) -> None:
         """Let the directory hide what is below it (`opaque` is for the caller to carry out)."""
@@ -205,33 +168,12 @@ class Tree:
             return found
         return self._adopt(parent, name, os.open(name, _OPEN_DIRECTORY, dir_fd=parent.fd))
 
-    def _step(self, current: Directory, name: bytes, *, create: bool) -> Directory:
-        """One component, whatever links it is."""
-        pending = [name]
-        links = 0
-        while pending:
-            name = pending.pop()
-            if name in (b"", b"."):
-                continue
-            if name == b"..":
-                above = self.real(current.path.rpartition(b"/")[0])
-                assert above is not None  # the parent of an open directory, and nobody moves any
-                current = above
-                continue
-            found = self._child(current, name, create=create)
-            if isinstance(found, Directory):
-                current = found
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                raise ArchiveError(f"too many links at {shown(current.child(name))}")
-            if found.startswith(b"/"):
-                current = self.root
-            pending += reversed(found.split(b"/"))
-        return current
+    def _above(self, current: Directory) -> Directory:
+        above = self.real(current.path.rpartition(b"/")[0])
+        assert above is not None  # the parent of an open directory, and nobody moves any
+        return above
 
     def _child(self, parent: Directory, name: bytes, *, create: bool) -> Directory | bytes:
-        """The directory `name` in `parent`, or the target of the link that it is."""
         path = parent.child(name)
         found = self._real.get(path)
         if found is not None:
