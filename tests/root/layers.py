@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 from orlop.core.diff import Applied, LayerBlob
-from orlop.core.diff.apply import apply
+from orlop.core.diff.apply import Plan, apply
 from orlop.core.diff.extract import Limits
 from orlop.core.diff.workers import Pool
 from orlop.core.mount import Mount, options
@@ -70,7 +70,7 @@ def apply_bytes(
     async def run() -> Applied:
         async with Pool(1) as pool:
             return await apply(
-                pool, path, LayerBlob(media_type="", digest=digest(blob)), mounts, limits=limits, image=image
+                pool, path, LayerBlob(media_type="", digest=digest(blob)), Plan.of(mounts), limits=limits, image=image
             )
 
     return asyncio.run(run())

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from orlop.base.errdefs import InvalidArgumentError, OrlopError, ResourceExhaustedError, UnimplementedError
 from orlop.core.content import Info, Status
 from orlop.core.diff import LayerBlob
+from orlop.core.diff.apply import Plan as Unpacking
 from orlop.core.diff.apply import apply
 from orlop.core.diff.compare import Made, Plan, make
 from orlop.core.diff.stream import Compression
@@ -86,7 +87,7 @@ class Workers:
             file.write(layer)
             file.flush()
             blob = LayerBlob(media_type="", digest="sha256:0")
-            self._runner.run(apply(self._pool, Path(file.name), blob, mounts))
+            self._runner.run(apply(self._pool, Path(file.name), blob, Unpacking.of(mounts)))
 
     def cancelled(self, lower: list[Mount], upper: list[Mount], writer: "Stuck") -> None:
         """Compare, and cancel when the writer is stuck."""

@@ -100,44 +100,6 @@ async def apply(
     pool: Pool,
     path: Path,
     layer: LayerBlob,
-    mounts: Sequence[Mount],
-    *,
-    sync: bool = False,
-    limits: Limits | None = None,
-    progress: Progress | None = None,
-    steps: Sequence[Step] = (),
-    payloads: Mapping[str, bytes] | None = None,
-    image: str = "",
-) -> Applied:
-    """Unpack the blob at `path` onto `mounts`; see `Differ.apply` for what is raised.
-
-    Args:
-        path: the blob's file; opened here, so that it may be removed meanwhile.
-        image: where to make a file system image of the layer instead, which whoever gave the mounts stacks in its
-            stead. A layer that cannot be one is unpacked.
-        sync: write the tree to disk before this returns.
-        steps: stream processors that the blob goes through first.
-        payloads: what they are given, by their ids.
-    """
-    plan = Plan.of(mounts)
-    return await carry_out(
-        pool,
-        path,
-        layer,
-        plan,
-        sync=sync,
-        limits=limits,
-        progress=progress,
-        steps=steps,
-        payloads=payloads,
-        image=image,
-    )
-
-
-async def carry_out(
-    pool: Pool,
-    path: Path,
-    layer: LayerBlob,
     plan: Plan,
     *,
     sync: bool = False,
@@ -147,7 +109,16 @@ async def carry_out(
     payloads: Mapping[str, bytes] | None = None,
     image: str = "",
 ) -> Applied:
-    """`apply` with a plan of the caller's."""
+    """Unpack the blob at `path` as `plan` says; see `Differ.apply` for what is raised.
+
+    Args:
+        path: the blob's file; opened here, so that it may be removed meanwhile.
+        image: where to make a file system image of the layer instead, which whoever gave the mounts stacks in its
+            stead. A layer that cannot be one is unpacked.
+        sync: write the tree to disk before this returns.
+        steps: stream processors that the blob goes through first.
+        payloads: what they are given, by their ids.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:

@@ -123,13 +123,12 @@ class Stores(Mapping[str, Store]):
 
         None if they are no snapshot's, or one's of a snapshotter whose layers depend on what is below them.
         """
-        for path in _written_through(mounts):
-            for store in self._stores.values():
-                number = store.snapshotter.locate(path)
-                if number is not None:
-                    home = store.snapshotter.home(number)
-                    return home.parent if home is not None and "rebase" in store.snapshotter.capabilities else None
-        return None
+        found = self._located(mounts)
+        if found is None or "rebase" not in found[0].snapshotter.capabilities:
+            return None
+        store, number = found
+        home = store.snapshotter.home(number)
+        return None if home is None else home.parent
 
     def rooms(self) -> list[Path]:
         """What `room_beside` can answer."""

@@ -13,7 +13,7 @@ from orlop.base.platforms import default_string
 from orlop.core.content import LocalStore
 from orlop.core.diff import Applied, LayerBlob
 from orlop.core.diff.ahead import Ahead
-from orlop.core.diff.apply import Plan, apply, carry_out
+from orlop.core.diff.apply import Plan, apply
 from orlop.core.diff.compare import compare
 from orlop.core.diff.processors import StreamProcessor, chain
 from orlop.core.diff.workers import Pool
@@ -80,7 +80,7 @@ class Walking:
             if applied is None:
                 async with self._performed(namespace, mounts) as left:
                     applied = await apply(
-                        self._pool, path, layer, left, sync=sync, steps=steps, payloads=payloads, image=image
+                        self._pool, path, layer, Plan.of(left), sync=sync, steps=steps, payloads=payloads, image=image
                     )
         except OrlopError:
             if self.ahead is not None:
@@ -129,7 +129,7 @@ class Walking:
     async def _unpack_alone(self, namespace: str, layer: LayerBlob, directory: Path) -> Applied:
         del namespace  # whose right to the blob was looked at
         plan = Plan(mounts=(), directory=os.fspath(directory), overlay=True, alone=True)
-        return await carry_out(self._pool, self._content.blob_path(layer.digest), layer, plan)
+        return await apply(self._pool, self._content.blob_path(layer.digest), layer, plan)
 
     async def _layers(self, namespace: str, digest: str) -> Sequence[LayerBlob]:
         try:
