@@ -6,7 +6,7 @@ whichever side's death, is resumed by starting it anew.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -93,44 +93,32 @@ async def remove(client: "Client", progress: Removed | None = None) -> None:
 
 
 async def _empty(client: "Client", found: Contents, tell: Removed) -> None:
-    await _let_end(client, found.containers)
-    for name in found.tasks:
-        with contextlib.suppress(NotFoundError):
-            await (await client.task(name)).delete(force=True)
-        tell("task", name)
-    for name in found.containers:
-        with contextlib.suppress(NotFoundError):
-            await (await client.containers.get(name)).delete(keep_snapshot=True)
-        tell("container", name)
-    for name in found.sandboxes:
-        with contextlib.suppress(NotFoundError):
-            await (await client.sandboxes.get(name)).delete()
-        tell("sandbox", name)
-    for name in found.images:
-        with contextlib.suppress(NotFoundError):
-            await client.images.delete(name)
-        tell("image", name)
-    for name in found.mounts:
-        with contextlib.suppress(NotFoundError):
-            await client.mounts.deactivate(name)
-        tell("mount", name)
-    for snapshotter, keys in found.snapshots.items():
-        for key in keys:
+    async def each(kind: str, names: Iterable[str], removal: Callable[[str], Awaitable[object]]) -> None:
+        for name in names:
             with contextlib.suppress(NotFoundError):
-                await client.snapshots(snapshotter).remove(key)
-            tell("snapshot", key)
-    for name in found.leases:
-        with contextlib.suppress(NotFoundError):
-            await client.leases.delete(name)
-        tell("lease", name)
-    for name in found.ingests:
-        with contextlib.suppress(NotFoundError):
-            await client.content.abort(name)
-        tell("ingest", name)
-    for name in found.content:
-        with contextlib.suppress(NotFoundError):
-            await client.content.delete(name)
-        tell("content", name)
+                await removal(name)
+            tell(kind, name)
+
+    async def delete_task(name: str) -> None:
+        await (await client.task(name)).delete(force=True)
+
+    async def delete_container(name: str) -> None:
+        await (await client.containers.get(name)).delete(keep_snapshot=True)
+
+    async def delete_sandbox(name: str) -> None:
+        await (await client.sandboxes.get(name)).delete()
+
+    await _let_end(client, found.containers)
+    await each("task", found.tasks, delete_task)
+    await each("container", found.containers, delete_container)
+    await each("sandbox", found.sandboxes, delete_sandbox)
+    await each("image", found.images, client.images.delete)
+    await each("mount", found.mounts, client.mounts.deactivate)
+    for snapshotter, keys in found.snapshots.items():
+        await each("snapshot", keys, client.snapshots(snapshotter).remove)
+    await each("lease", found.leases, client.leases.delete)
+    await each("ingest", found.ingests, client.content.abort)
+    await each("content", found.content, client.content.delete)
 
 
 async def _let_end(client: "Client", containers: list[str]) -> None:
