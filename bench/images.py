@@ -10,16 +10,14 @@ Files are cut from seeded text that gzip takes down to about a third, as it does
 log-normal. A layer has an entry for every directory in it, as builders write them.
 """
 
-import fcntl
 import random
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, Final
 
-from tools import layout, peers
-from tools.images import REGISTRY, Image
+from tools import images, layout, peers
+from tools.images import Image
 from tools.layout import Compression, Entry, Layout
 
 CACHE: Final = peers.ROOT / ".cache" / "bench-images-1"  # the number changes with what is built here
@@ -31,33 +29,7 @@ _SPREAD: Final = 1.2  # of the sizes' logarithms
 
 def image(name: str) -> Image:
     """Get an image, building it first if need be (the large ones take a minute)."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    built = Image(
-        name=name,
-        reference=f"{REGISTRY}/bench-{name}:latest",
-        directory=CACHE / name,
-        archive=CACHE / f"{name}.tar",
-    )
-    with open(CACHE / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not built.archive.exists():
-            _build(built, RECIPES[name])
-    return built
-
-
-def _build(target: Image, recipe: Callable[[Layout], Mapping[str, Any]]) -> None:
-    scratch = target.directory.with_name(f".{target.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.rmtree(target.directory, ignore_errors=True)
-    try:
-        written = Layout(scratch)
-        written.name(recipe(written), target.reference)
-        written.finish()
-        archive = written.archive(scratch.with_suffix(".tar"))
-        scratch.rename(target.directory)
-        archive.rename(target.archive)  # last: it says that all is there
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    return images.built(name, RECIPES[name], CACHE, repository=f"bench-{name}")
 
 
 def _layers(

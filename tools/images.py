@@ -96,20 +96,28 @@ def image(name: str) -> Image:
     Raises:
         peers.PeerError: its packages cannot be had.
     """
-    recipe = RECIPES[name]
-    home = CACHE / _fingerprint()
+    return built(name, RECIPES[name], CACHE / _fingerprint())
+
+
+def built(name: str, recipe: Callable[[Layout], Mapping[str, Any]], home: Path, *, repository: str = "") -> Image:
+    """The image `name` in the directory `home`, built by `recipe` if it is not there; in one process at a time.
+
+    Args:
+        recipe: writes blobs into the layout, and returns the descriptor of what the image's name stands for.
+        repository: in its reference; by default its name.
+    """
     home.mkdir(parents=True, exist_ok=True)
-    built = Image(
+    target = Image(
         name=name,
-        reference=f"{REGISTRY}/{name}:latest",
+        reference=f"{REGISTRY}/{repository or name}:latest",
         directory=home / name,
         archive=home / f"{name}.tar",
     )
     with open(home / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not built.archive.exists():
-            _build(built, recipe)
-    return built
+        if not target.archive.exists():
+            _build(target, recipe)
+    return target
 
 
 def _build(target: Image, recipe: Callable[[Layout], Mapping[str, Any]]) -> None:
