@@ -222,7 +222,11 @@ def test_imports_and_tags_are_the_same(go17, orlopd, containerd17, namespace, bu
         assert theirs.returncode == ours.returncode, step
         if step[1] != "pull":  # our errors name phase and reason in our own words
             assert theirs.stderr == ours.stderr, step
-        # what ctr shows is not compared: it stops reading its progress when the transfer is answered
+        # Which lines ctr shows is not compared: it stops reading its progress when the transfer is answered.
+        for ctr, done in zip(clients, (theirs, ours), strict=True):
+            saved = re.findall(r"^(\S+) *\tsaved", done.stdout, re.MULTILINE)
+            names = ctr("images", "ls", "-q").split()
+            assert all(any(name.startswith(one) for name in names) for one in saved), step  # it cuts long ones
         listed = [re.sub(r"\s+", " ", ctr("images", "ls")) for ctr in clients]
         assert listed[0] == listed[1], step
         kept = [_kept(ctr) for ctr in clients]
