@@ -352,13 +352,21 @@ class Store:
         self.making.add(number)
         making = self._executor.submit(self._make, creation, snapshot)
         try:
-            was_there = await asyncio.wrap_future(making)
+            was_there = await self._made(creation, number, making)
             writing = self._db.submit(lambda tx: self._write_create(tx, creation, number, (snapshot, was_there)))
         except BaseException:
             making.add_done_callback(lambda _done: self._unmake_later(number))
             raise
         writing.add_done_callback(lambda done: self._settle(number, done))
         return await asyncio.wrap_future(writing)
+
+    async def _made(self, creation: Creation, number: int, making: "Future[bool]") -> bool:
+        """What `_make` says; if it failed since the parent was removed beside it, that is the error."""
+        try:
+            return await asyncio.wrap_future(making)
+        except Exception:  # whatever a snapshotter of somebody else's raises where files vanish under it
+            self._db.read(lambda queries: self._ledger.creatable(queries, creation, number))
+            raise
 
     def _settle(self, number: int, done: "Future[_Outcome]") -> None:
         """After the row's transaction: keep the snapshot, or take it back if there is no row."""

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, OrlopError
+from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, NotFoundError, OrlopError
 from orlop.base.labels import GC_REF_SNAPSHOT, SNAPSHOT_REF, UNCOMPRESSED
 from orlop.core.mount import Mount
 from orlop.core.snapshots import UNPACK_KEY_PREFIX, inherited
@@ -77,7 +77,7 @@ async def unpack(
     snapshots = stores.snapshots(snapshotter)
     chain = chain_ids([layer.diff_id for layer in layers])
     begun = False
-    for position in range(await _first_missing(snapshots, chain), len(layers)):
+    for position in range(await _first_missing(snapshots, layers, chain), len(layers)):
         layer, chain_id = layers[position], chain[position]
         prepared = await _prepare(snapshots, layer, chain_id, chain[position - 1] if position else "")
         if prepared is None:
@@ -95,12 +95,28 @@ async def unpack(
     return top
 
 
-async def _first_missing(snapshots: Snapshots, chain: Sequence[str]) -> int:
+async def _first_missing(snapshots: Snapshots, layers: Sequence[Layer], chain: Sequence[str]) -> int:
     """How many layers from the bottom are there. A snapshot cannot be without its parents, so look from the top."""
     for position in range(len(chain), 0, -1):
-        if await snapshots.exists(chain[position - 1]):
+        name, parent = chain[position - 1], chain[position - 2] if position > 1 else ""
+        if await snapshots.exists(name) and await _held(snapshots, layers[position - 1], name, parent):
             return position
     return 0
+
+
+async def _held(snapshots: Snapshots, layer: Layer, chain_id: str, parent: str) -> bool:
+    """Have a snapshot that is there in the caller's lease, as preparing it once more does; False if it has just gone.
+
+    Nothing else may refer to it yet or any more, so the collector could take it before the next layer lies on it.
+    """
+    try:
+        prepared = await _prepare(snapshots, layer, chain_id, parent)
+    except NotFoundError:
+        return False
+    if prepared is None:
+        return True
+    await snapshots.remove(prepared.key)
+    return False
 
 
 @dataclass(slots=True)

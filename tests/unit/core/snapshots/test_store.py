@@ -241,6 +241,27 @@ def test_parent_replaced_while_it_is_copied(tmp_path: Path) -> None:
         assert bench.names() == ["base"]
 
 
+def test_parent_removed_while_it_is_copied(tmp_path: Path) -> None:
+    """That is what is said, not which of its files was not found."""
+    fake = FakeSnapshotter(quick=False)
+
+    async def remove(bench: Bench) -> Any:
+        fake.gate = threading.Event()
+        task = asyncio.ensure_future(bench.store.prepare(NAMESPACE, "a", "base"))
+        await asyncio.get_running_loop().run_in_executor(None, fake.entered.wait, 30)
+        await bench.store.remove(NAMESPACE, "base")
+        fake.gate.set()
+        return await asyncio.gather(task, return_exceptions=True)
+
+    with Bench(tmp_path, lambda _root: fake) as bench:
+        bench.prepare("k")
+        bench.commit("base", "k")
+        (got,) = bench.run(remove(bench))
+        assert isinstance(got, errdefs.NotFoundError)
+        assert "parent snapshot base does not exist" in str(got)
+        assert bench.names() == []
+
+
 def test_two_commits_of_one_key(tmp_path: Path, fake: FakeSnapshotter) -> None:
     async def both(bench: Bench) -> list[Any]:
         calls = [bench.store.commit(NAMESPACE, name, "a") for name in ("one", "two")]

@@ -186,3 +186,37 @@ def test_the_error_that_callers_see():
     ours = NotFoundError("x")
     group = BaseExceptionGroup("", [ValueError(), BaseExceptionGroup("", [ours])])
     assert first_error(group) is ours
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+def test_a_layer_that_is_there_is_held_before_the_next_is_laid_on_it(vanishes):
+    """Nothing may refer to it, so the collector could take it between the look and the next layer."""
+
+    async def scenario():
+        stores, remote = MemoryStores(), Remote()
+        target = remote.image(*LAYERS)
+        snapshots = stores.snapshots("memory")
+        await pulled(stores, remote, target, unpacks=UNPACK)
+        del snapshots.committed[CHAIN[2]]
+        held, exists = [], snapshots.exists
+        prepare = snapshots.prepare
+
+        async def looked_for(key):
+            there = await exists(key)
+            if vanishes:
+                snapshots.committed.pop(key, None)
+            return there
+
+        async def prepared(key, parent="", *, labels=None):
+            held.append(key.rpartition(" ")[2])
+            if vanishes and parent and parent not in snapshots.committed:
+                raise NotFoundError(f"parent snapshot {parent} does not exist")
+            return await prepare(key, parent, labels=labels)
+
+        snapshots.exists, snapshots.prepare = looked_for, prepared
+        await pulled(stores, remote, target, unpacks=UNPACK)
+        assert not snapshots.active
+        assert held == ([CHAIN[1], CHAIN[0], *CHAIN] if vanishes else CHAIN[1:])
+        assert sorted(snapshots.committed) == sorted(CHAIN)
+
+    run(scenario)
