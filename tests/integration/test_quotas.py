@@ -7,9 +7,13 @@ import pytest
 
 import orlop
 from orlop.base.errdefs import PermissionDeniedError, ResourceExhaustedError
+from tests.hostile.tarballs import archive, member
+from tests.integration.bad_input import pulling as bad_input
+from tests.integration.bad_input.pulling import NAME, image_of, pull, transfer
 
 pytestmark = pytest.mark.root
 
+PULLING = bad_input.NAMESPACE
 NAMESPACE = f"quota-{os.getpid()}"
 MIB = 1 << 20
 
@@ -93,3 +97,60 @@ def test_bytes_and_who_sets_limits(daemon, our_ctr, busybox_image, short_directo
         assert "quota bytes: limit 1500" in refused.stderr
     refused = our_ctr(daemon).run("namespaces", "label", NAMESPACE, "orlop.dev/quota.bytes=much")
     assert 'label orlop.dev/quota.bytes: "much" must be a whole number' in refused.stderr
+
+
+@pytest.mark.parametrize("puller", [pull, transfer])
+def test_a_pull_is_refused_by_the_sizes_in_its_manifest(new_orlopd, puller):
+    """None of the layers is asked for, though each would fit alone."""
+    config = f'[plugins."io.containerd.metadata.v1.bolt".quotas."{PULLING}"]\nbytes = {20 * MIB}'
+    daemon = new_orlopd(config=config)
+    served = []
+
+    def scenario(registry):
+        image_of(registry, *(archive(member(b"f", os.urandom(12 * MIB))) for _ in range(2)))
+        served.append(registry)
+        return NAME
+
+    with pytest.raises(ResourceExhaustedError, match=rf'"{PULLING}": quota bytes: limit {20 * MIB}, in use \d+, asked'):
+        puller(daemon, scenario)
+    paths = [seen.path for seen in served[0].seen]
+    assert any("/manifests/" in path for path in paths)
+    assert not any("/blobs/" in path for path in paths)
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native", "erofs"])
+def test_a_layer_is_unpacked_only_as_far_as_the_quota_goes(new_orlopd, busybox_image, snapshotter):
+    daemon = new_orlopd()
+    with orlop.Client(str(daemon.address), PULLING, timeout_s=60) as client:
+        found = {one.id: one.status for one in client.introspection.plugins(["type==io.containerd.snapshotter.v1"])}
+        if found[snapshotter] != "ok":
+            pytest.skip(f"{snapshotter} is not to be had here")
+        with open(busybox_image.archive, "rb") as opened:
+            [image] = client.import_(opened)
+        snapshots = client.snapshots(snapshotter)
+        client.leases.delete(client.leases.create("collect").id, synchronous=True)
+        stored = sum(info.size_bytes for info in client.content.walk())
+
+        def limit(number):
+            client.namespaces.label(PULLING, {"orlop.dev/quota.bytes": str(number)})
+
+        limit(stored + 100_000)
+        what = f"limit {stored + 100_000}, in use {stored}: layer .* take(s)? more than 100000 bytes"
+        with pytest.raises(ResourceExhaustedError, match=what):
+            image.unpack(snapshotter=snapshotter)
+        assert list(snapshots.walk()) == []
+        limit(0)
+        image.unpack(snapshotter=snapshotter)
+        child = {one.parent: one.name for one in snapshots.walk()}
+        made = [child[""]]
+        while made[-1] in child:
+            made.append(child[made[-1]])
+        size = sum(snapshots.usage(one).size_bytes for one in made)
+        for one in reversed(made):
+            snapshots.remove(one)
+        limit(stored + size - 1)
+        with pytest.raises(ResourceExhaustedError, match="quota bytes"):
+            image.unpack(snapshotter=snapshotter)
+        limit(stored + size)
+        image.unpack(snapshotter=snapshotter)
+        image.delete(synchronous=True)

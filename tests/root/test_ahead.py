@@ -122,7 +122,7 @@ async def host(root: Path, *, atonce: int = 4) -> AsyncIterator[Host]:
             async with contextlib.AsyncExitStack() as stack:
                 pool = Counting()
                 stack.push_async_callback(pool.close)
-                differ = Walking(content, snapshots, pool, {}, atonce=atonce)
+                differ = Walking(content, snapshots, pool, {}, db=db, atonce=atonce)
                 try:
                     yield Host(root, content, snapshots, pool, differ)
                 finally:

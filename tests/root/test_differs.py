@@ -26,7 +26,7 @@ async def walking(root: Path) -> AsyncIterator[tuple[Walking, Store]]:
         store = LocalStore(root / "content", db, trash)
         try:
             async with Pool(1) as pool:
-                yield Walking(store, snapshots, pool, {}), store
+                yield Walking(store, snapshots, pool, {}, db=db), store
         finally:
             store.close()
 

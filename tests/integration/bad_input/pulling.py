@@ -11,6 +11,7 @@ from orlop import aio
 from orlop.base.errdefs import (
     OrlopError,
 )
+from orlop.core.transfer.ends import ImageStore, OCIRegistry
 from orlop.oci import media_types
 from orlop.oci.digest import Digest
 from orlop.oci.image import Descriptor, Image, Manifest, Platform, RootFS, encode
@@ -36,6 +37,18 @@ def pull(daemon: Orlopd, scenario: Callable[[Registry], str]) -> None:
             reference = scenario(registry)
             async with aio.Client(str(daemon.address), NAMESPACE) as connected:
                 await connected.pull(reference.format(here=registry.address))
+
+    asyncio.run(run())
+
+
+def transfer(daemon: Orlopd, scenario: Callable[[Registry], str]) -> None:
+    """As `pull`, by the daemon itself."""
+
+    async def run() -> None:
+        async with asyncio.timeout(90), Registry() as registry:
+            reference = scenario(registry).format(here=registry.address)
+            async with aio.Client(str(daemon.address), NAMESPACE) as connected:
+                await connected.transfer(OCIRegistry(reference=reference), ImageStore(name=reference))
 
     asyncio.run(run())
 

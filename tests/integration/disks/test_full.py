@@ -1,7 +1,6 @@
 """A full disk under each store, at each stage: the error names the file system, nothing is half done, deleting works
 without space, and the daemon goes on once there is some."""
 
-import asyncio
 import contextlib
 import os
 import re
@@ -12,13 +11,11 @@ from pathlib import Path
 import pytest
 
 import orlop
-from orlop import aio
 from orlop.base.errdefs import ResourceExhaustedError
-from orlop.core.transfer.ends import ImageStore, OCIRegistry
 from orlop.testing.registry import Registry
 from tests.hostile.tarballs import archive, member
 from tests.integration.bad_input.leftovers import Ledger
-from tests.integration.bad_input.pulling import NAME, NAMESPACE, image_of, pull, refuses
+from tests.integration.bad_input.pulling import NAME, NAMESPACE, image_of, pull, refuses, transfer
 from tests.integration.disks.filling import filled
 from tools import filesystems
 from tools.daemons import Orlopd
@@ -91,18 +88,6 @@ def fits(operation: Callable[[], object], disk: Path) -> bool:
             raise
         return False
     return True
-
-
-def transfer(daemon: Orlopd, scenario: Callable[[Registry], str]) -> None:
-    """As `pull`, by the daemon itself."""
-
-    async def run() -> None:
-        async with asyncio.timeout(90), Registry() as registry:
-            reference = scenario(registry).format(here=registry.address)
-            async with aio.Client(str(daemon.address), NAMESPACE) as connected:
-                await connected.transfer(OCIRegistry(reference=reference), ImageStore(name=reference))
-
-    asyncio.run(run())
 
 
 LAYERS = [archive(member(b"f%d" % number, os.urandom(size))) for number, size in enumerate((300_000, 40_000, 150_000))]

@@ -17,7 +17,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NoReturn
 
 from orlop.core.diff import tar
 from orlop.core.diff.errors import ArchiveError, LimitError, shown
@@ -42,10 +42,12 @@ class Limits:
 
     Attributes:
         size: bytes of the uncompressed archive, and of its files together (sparse ones by their full length).
+        usage: bytes that the tree may take on disk.
         entries: number of headers, those that only extend the next one included.
     """
 
     size: int = 1 << 40
+    usage: int = 1 << 40
     entries: int = 20_000_000
 
 
@@ -145,8 +147,13 @@ class Extractor:
         self._total += entry.size
         if self._total > self._limits.size:
             raise LimitError(f"files of more than {self._limits.size} bytes")
+        if self._tree.bytes > self._limits.usage:
+            self._refuse_usage()
         if entry.uid > _MAX_ID or entry.gid > _MAX_ID:
             raise ArchiveError(f"owner {entry.uid}:{entry.gid} is out of range")
+
+    def _refuse_usage(self) -> NoReturn:
+        raise LimitError(f"files that take more than {self._limits.usage} bytes on disk")
 
     def _regular(self, parent: Directory, name: bytes, entry: tar.Entry) -> None:
         tree = self._tree
@@ -157,6 +164,8 @@ class Extractor:
             fd = os.open(name, _CREATE, entry.mode, dir_fd=parent.fd)
         try:
             if entry.stored:
+                if tree.bytes + tree.blocks(entry.stored) > self._limits.usage:
+                    self._refuse_usage()
                 self._write(fd, entry)
             elif entry.size:
                 os.ftruncate(fd, entry.size)

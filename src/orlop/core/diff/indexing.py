@@ -104,6 +104,8 @@ class Builder:
         for chunk in chunks:
             if not self._ended:
                 self._fed += len(chunk)
+                if erofs.DATA + self._fed > self._limits.usage:
+                    raise LimitError(f"an image that takes more than {self._limits.usage} bytes on disk")
                 _write_all(self._image, chunk)
             yield chunk
 

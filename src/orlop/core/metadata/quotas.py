@@ -5,11 +5,12 @@ run inside the transaction that adds to what they count; as one thread runs all 
 both take the last place.
 
     containers    rows of containers
-    bytes         content, each blob that the namespace has a record of, and committed snapshots as measured then
+    bytes         content, each blob that the namespace has a record of, committed snapshots as measured then, and what
+                  the content store says of ingests
     memory        limits of tasks, see `orlop.core.runtime.memory`
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -39,9 +40,14 @@ class Quota:
 
 @dataclass(kw_only=True, slots=True)
 class Quotas:
-    """The configured limits by namespace; `*` is that of each which is not named."""
+    """The configured limits by namespace; `*` is that of each which is not named.
+
+    Attributes:
+        unfinished: the bytes of a namespace's ingests; whoever keeps those sets it.
+    """
 
     by_namespace: Mapping[str, Quota] = field(default_factory=dict)
+    unfinished: "Callable[[Transaction, str], int]" = lambda _tx, _namespace: 0
 
     def limit(self, source: "Database | Transaction", namespace: str, kind: str) -> int:
         """The limit in force; 0 for none."""
@@ -68,21 +74,31 @@ class Quotas:
             exceeded(namespace, CONTAINERS, limit, used - 1, 1)
 
     def added_bytes(self, tx: "Transaction", namespace: str, more: int) -> None:
-        """So many bytes have been added in this transaction, to content or snapshots.
+        """So many bytes have been added in this transaction, to content, ingests or snapshots.
 
         Raises:
             ResourceExhaustedError: as `added_container`.
         """
+        if more <= 0:
+            return
         limit = self.limit(tx, namespace, BYTES)
         if not limit:
             return
-        used = used_bytes(tx, namespace)
-        if more and used > limit:
+        used = self._used_bytes(tx, namespace)
+        if used > limit:
             exceeded(namespace, BYTES, limit, used - more, more)
+
+    def bytes_in_use(self, tx: "Transaction", namespace: str) -> tuple[int, int] | None:
+        """The limit of bytes and what of it is in use, which may be more; None without a limit."""
+        limit = self.limit(tx, namespace, BYTES)
+        return (limit, self._used_bytes(tx, namespace)) if limit else None
+
+    def _used_bytes(self, tx: "Transaction", namespace: str) -> int:
+        return used_bytes(tx, namespace) + self.unfinished(tx, namespace)
 
 
 def used_bytes(source: "Database | Transaction", namespace: str) -> int:
-    """What counts for the quota of bytes. Blobs that others have too count in full: what others do changes nothing."""
+    """What counts of content and snapshots. Blobs that others have too count in full: others' doings change nothing."""
     row = source.one(
         "SELECT (SELECT coalesce(sum(b.size_bytes), 0) FROM content c JOIN blobs b ON b.digest = c.digest"
         " WHERE c.namespace = ?1)"

@@ -7,14 +7,20 @@ creations at once cannot both take the last bytes.
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from orlop.base.errdefs import ResourceExhaustedError
 from orlop.base.quoting import quote
 
 FILE: Final = "memory-limit"
+
+_UNIFIED: Final = "memory.max"
+# As the kernel's memparse() takes it.
+_NUMBER: Final = re.compile(r"([0-9]{1,19})([KMGkmg]?)")
+_SHIFTS: Final = {"": 0, "k": 10, "m": 20, "g": 30}
 
 
 class MemoryQuotas:
@@ -75,24 +81,37 @@ class MemoryQuotas:
 
 def limit_of(spec: bytes) -> int:
     """The limit of memory in a spec; 0 for none."""
-    return _limit(spec, "linux", "resources", "memory", "limit")
+    return _limit(_at(_parsed(spec), "linux", "resources")) or 0
 
 
 def limit_in(resources: bytes) -> int | None:
     """The limit of memory in new resources of a task, 0 for none; None where that stays as it is."""
-    value = _value(resources, "memory", "limit")
-    return None if value is None else max(value, 0)
+    return _limit(_parsed(resources))
 
 
-def _limit(text: bytes, *way: str) -> int:
-    return max(_value(text, *way) or 0, 0)
+def _limit(resources: Any) -> int | None:
+    """OCI runtimes write what is in `unified` last, so it counts where it is."""
+    written = _at(resources, "unified", _UNIFIED)
+    if written is not None:
+        return _bytes(written)
+    value = _at(resources, "memory", "limit")
+    return max(value, 0) if type(value) is int else None
 
 
-def _value(text: bytes, *way: str) -> int | None:
+def _bytes(text: Any) -> int:
+    """What a text means in memory.max; 0 where it is `max`, or nothing that the kernel takes."""
+    found = _NUMBER.fullmatch(text.strip()) if isinstance(text, str) else None
+    return int(found[1]) << _SHIFTS[found[2].lower()] if found is not None else 0
+
+
+def _parsed(text: bytes) -> Any:
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except ValueError:
         return None  # who uses it says so
+
+
+def _at(value: Any, *way: str) -> Any:
     for key in way:
         value = value.get(key) if isinstance(value, dict) else None
-    return value if type(value) is int else None
+    return value

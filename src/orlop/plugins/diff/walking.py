@@ -3,21 +3,25 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from orlop.base.errdefs import OrlopError
+from orlop.base.errdefs import OrlopError, ResourceExhaustedError
 from orlop.base.platforms import default_string
+from orlop.base.quoting import quote
 from orlop.core.content import LocalStore
 from orlop.core.diff import Applied, LayerBlob
 from orlop.core.diff.ahead import Ahead
 from orlop.core.diff.apply import Plan, apply
 from orlop.core.diff.compare import compare
+from orlop.core.diff.extract import Limits
 from orlop.core.diff.processors import StreamProcessor, chain
-from orlop.core.diff.workers import Pool
+from orlop.core.diff.workers import JobError, Pool
 from orlop.core.kinds import CONTENT, DIFFER, METADATA, MOUNT_MANAGER, SNAPSHOTS
+from orlop.core.metadata import Database
+from orlop.core.metadata.quotas import BYTES
 from orlop.core.mount import Mount
 from orlop.core.mount.manager import MountManager
 from orlop.core.plugin import Context, Registration
@@ -48,10 +52,12 @@ class Walking:
         processors: Mapping[str, StreamProcessor],
         manager: MountManager | None = None,
         *,
+        db: Database,
         atonce: int = 0,
     ) -> None:
         """`atonce` is how many layers are unpacked ahead at the same time."""
         self._content = content
+        self._db = db
         self._manager = manager
         self._snapshots = snapshots
         self._pool = pool
@@ -78,9 +84,17 @@ class Walking:
         try:
             applied = None if sync or steps or image else await self._taken(namespace, layer, mounts)
             if applied is None:
-                async with self._performed(namespace, mounts) as left:
+                async with self._performed(namespace, mounts) as left, self._within_quota(namespace) as limits:
                     applied = await apply(
-                        self._pool, path, layer, Plan.of(left), sync=sync, steps=steps, payloads=payloads, image=image
+                        self._pool,
+                        path,
+                        layer,
+                        Plan.of(left),
+                        sync=sync,
+                        limits=limits,
+                        steps=steps,
+                        payloads=payloads,
+                        image=image,
                     )
         except OrlopError:
             if self.ahead is not None:
@@ -127,9 +141,33 @@ class Walking:
         return await self.ahead.take(namespace, layer, room, plan.directory)
 
     async def _unpack_alone(self, namespace: str, layer: LayerBlob, directory: Path) -> Applied:
-        del namespace  # whose right to the blob was looked at
         plan = Plan(mounts=(), directory=os.fspath(directory), overlay=True, alone=True)
-        return await apply(self._pool, self._content.blob_path(layer.digest), layer, plan)
+        async with self._within_quota(namespace) as limits:
+            return await apply(self._pool, self._content.blob_path(layer.digest), layer, plan, limits=limits)
+
+    @contextlib.asynccontextmanager
+    async def _within_quota(self, namespace: str) -> AsyncIterator[Limits | None]:
+        """What a layer may take of the namespace's quota of bytes: all that is left now. The snapshot's commit counts.
+
+        Raises:
+            ResourceExhaustedError: that is not enough.
+        """
+        found = None
+        if self._db.quotas.limit(self._db, namespace, BYTES):
+            found = await self._db.write(lambda tx: tx.quotas.bytes_in_use(tx, namespace))
+        if found is None:
+            yield None
+            return
+        limit, used = found
+        try:
+            yield Limits(usage=max(limit - used, 0))
+        except ResourceExhaustedError as error:
+            if not isinstance(error.__cause__, JobError) or error.__cause__.message["kind"] != "limit":
+                raise
+            raise ResourceExhaustedError(
+                f"namespace {quote(namespace)}: quota {BYTES}: limit {limit}, in use {used}: {error.text}",
+                hint="remove what is not needed, or have the quota raised on root's socket",
+            ) from error
 
     async def _layers(self, namespace: str, digest: str) -> Sequence[LayerBlob]:
         try:
@@ -166,7 +204,15 @@ def _init(context: Context) -> Walking:
     context.platforms.append(default_string())
     manager = next(iter(context.all(MOUNT_MANAGER).values()), None)
     snapshots: Stores = context.get(SNAPSHOTS)
-    walking = Walking(context.get(CONTENT), snapshots, pool, context.daemon.stream_processors, manager, atonce=atonce)
+    walking = Walking(
+        context.get(CONTENT),
+        snapshots,
+        pool,
+        context.daemon.stream_processors,
+        manager,
+        db=context.get(METADATA),
+        atonce=atonce,
+    )
     if walking.ahead is not None:
         sweeping = asyncio.create_task(asyncio.to_thread(walking.ahead.sweep, snapshots.rooms()))
         context.on_close(lambda: asyncio.wait([sweeping]))

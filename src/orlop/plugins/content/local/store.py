@@ -44,6 +44,7 @@ from orlop.core.metadata.trash import Trash
 from orlop.core.mount import disk
 from orlop.oci.digest import Digest
 from orlop.plugins.content.local import sweep as sweeping
+from orlop.plugins.content.local.allowance import Allowances
 from orlop.plugins.content.local.ingest import Ingest, stat_data
 from orlop.plugins.content.local.room import SMALL_BYTES, Room
 from orlop.plugins.content.local.sweep import Swept
@@ -103,6 +104,7 @@ class LocalStore:
         self._commits: Counter[str] = Counter()
         self._commits_lock = threading.Lock()
         self._room = Room(root, self._written)
+        self.allowances = Allowances(db, lambda key: stat_data(self.ingest_path(key))[0])
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="orlop-content")
 
     def close(self) -> None:
@@ -358,6 +360,7 @@ class LocalStore:
     def unlock(self, namespace: str, ref: str) -> None:
         """Let others write the ref."""
         self._room.forget((namespace, ref))
+        self.allowances.forget((namespace, ref))
         with self._refs_lock:
             self._refs.pop((namespace, ref), None)
 
@@ -470,7 +473,7 @@ class _Opening:
         self._make_way(tx)
         tx.ensure_namespace(self._namespace)
         held = leases.hold(tx, self._namespace, self._lease, leases.INGESTS, self._ref)
-        return rows.open_ingest(
+        row = rows.open_ingest(
             tx,
             self._namespace,
             self._ref,
@@ -480,6 +483,8 @@ class _Opening:
             owner_uid=self._owner_uid,
             held=held,
         )
+        self._store.allowances.open(tx, row, max(self._total, self._shared or 0))
+        return row
 
     def _make_way(self, tx: Transaction) -> None:
         """Let go of what the ref's ingest has and this opening does not want.

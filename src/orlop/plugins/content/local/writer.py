@@ -89,6 +89,8 @@ class LocalWriter:
     # On the event loop.
 
     async def write(self, data: bytes) -> None:
+        if not self._covered(len(data)):
+            await self._store.db.write(lambda tx: self._grow(tx, len(data)))
         if self.shared is None and len(data) <= INLINE_SIZE:
             self.write_sync(data)
         elif data:
@@ -128,6 +130,8 @@ class LocalWriter:
         self._require_open()
         if not data:
             return
+        if not self._covered(len(data)):
+            self._store.db.write_sync(lambda tx: self._grow(tx, len(data)))
         if self.shared is not None:
             self._unshare(self.shared)
         self._ingest.write(data)
@@ -140,6 +144,7 @@ class LocalWriter:
             self._unshare(0)
         else:
             self._ingest.truncate()
+        self._store.allowances.shrink((self._row.namespace, self._row.ref), self._total)
         self._updated_at = self._store.now()
 
     def commit_sync(self, *, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
@@ -267,6 +272,13 @@ class LocalWriter:
         if not self._closed:
             self._closed = True
             self._store.unlock(self._row.namespace, self._row.ref)
+
+    def _covered(self, more: int) -> bool:
+        ref = self._row.namespace, self._row.ref
+        return self._closed or self._store.allowances.covers(ref, self.status().offset + more)
+
+    def _grow(self, tx: Transaction, more: int) -> None:
+        self._store.allowances.grow(tx, (self._row.namespace, self._row.ref), self.status().offset + more)
 
     def _require_open(self) -> None:
         if self._closed:
