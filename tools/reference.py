@@ -26,6 +26,8 @@ MORE: Final = (
     ("orlop.client.sync", "Images"),
     ("orlop.client.sync", "Leases"),
     ("orlop.client.sync", "Mounts"),
+    ("orlop.client.sync", "Timings"),
+    ("orlop.base.phases", "Phase"),
     ("orlop.client.sync", "Namespaces"),
     ("orlop.client.sync", "Sandbox"),
     ("orlop.client.sync", "Sandboxes"),

@@ -27,6 +27,7 @@ MODULES = {
     "sandboxes": ["Sandboxes", "Sandbox"],
     "introspection": ["Introspection"],
     "tasks": ["Process", "Task"],
+    "timings": ["Timings"],
     "containers": ["Containers", "Container"],
     "client": ["Client"],
 }

@@ -1,27 +1,22 @@
 """The metrics page and the debug socket of a running daemon."""
 
-import gzip
 import http.client
-import http.server
 import json
 import re
 import socket
 import stat
-import threading
 import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
 import orlop
 from orlop.base.errdefs import NotFoundError
 from orlop.core.version import VERSION
+from tests.integration.spans import Collector, collector
 from tools.daemons import Orlopd
 from tools.images import Image
 
@@ -79,39 +74,13 @@ def test_a_daemon_without_the_address_does_not_load_the_library(new_orlopd: Call
     assert "aiohttp" not in loaded
 
 
-class Collector(http.server.BaseHTTPRequestHandler):
-    """Keeps the spans that it is sent."""
-
-    spans: ClassVar[list[Span]] = []
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            for scope in resource.scope_spans:
-                self.spans.extend(scope.spans)
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Nothing."""
-
-
 def test_calls_are_traced_where_an_endpoint_is_named(new_orlopd: Callable[..., Orlopd]) -> None:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            endpoint = f"http://127.0.0.1:{server.server_port}"
-            daemon = new_orlopd(env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "NO_PROXY": "*"})
-            with orlop.Client(str(daemon.address), "traced", timeout_s=60) as client:
-                with pytest.raises(NotFoundError):
-                    client.images.get("absent")
-            daemon.stop()
-        finally:
-            server.shutdown()
-            thread.join()
+    with collector() as endpoint:
+        daemon = new_orlopd(env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "NO_PROXY": "*"})
+        with orlop.Client(str(daemon.address), "traced", timeout_s=60) as client:
+            with pytest.raises(NotFoundError):
+                client.images.get("absent")
+        daemon.stop()
     [span] = [one for one in Collector.spans if one.name == "containerd.services.images.v1.Images/Get"]
     attributes = {one.key: one.value for one in span.attributes}
     assert attributes["rpc.grpc.status_code"].int_value == 5

@@ -36,6 +36,11 @@ class Rpc(Generic[Request, Response]):
     request: type[Request]
     response: type[Response]
 
+    @property
+    def name(self) -> str:
+        """In short, as `Images.Get`."""
+        return f"{self.service.rpartition('.')[2]}.{self.method}"
+
 
 class Stream(Protocol):
     """An RPC in which a side streams; messages are encoded bytes."""

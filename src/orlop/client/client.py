@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from orlop.client.snapshots import Snapshots
     from orlop.client.spec import SpecOptions
     from orlop.client.tasks import ProcessState, Task
+    from orlop.client.timings import Timings
     from orlop.core.transfer.ends import End
     from orlop.core.transfer.naming import Naming
     from orlop.core.transfer.progress import Callback, Listener
@@ -155,6 +156,13 @@ class Client:
         from orlop.client.introspection import Introspection
 
         return Introspection(self._session)
+
+    @property
+    def timings(self) -> "Timings":
+        """Where the time of starting and ending processes has gone."""
+        from orlop.client.timings import Timings
+
+        return Timings(self._session)
 
     def snapshots(self, snapshotter: str = "overlayfs") -> "Snapshots":
         """One snapshotter of the daemon."""
@@ -480,6 +488,13 @@ class Client:
     def with_lease(self, lease_id: str) -> Self:
         """This client, whose calls name a lease that holds what they make."""
         return self._with(self._session.with_lease(lease_id))
+
+    def timed(self) -> Self:
+        """This client, on the same connection, noting how long each of its calls takes: see `timings`.
+
+        What is made through it (containers, tasks, processes) notes as well.
+        """
+        return self._with(self._session.timed())
 
     def in_namespace(self, namespace: str) -> Self:
         """This client in another namespace, on the same connection."""

@@ -96,18 +96,21 @@ async def _made(
             extensions=extensions,
             sandbox=sandbox,
         )
-    config = await image.config()
-    parent = await image.chain_id()
-    if parent and not await image.is_unpacked(snapshotter):
-        await image.unpack(snapshotter=snapshotter)
+    with held.phase("image"):
+        config = await image.config()
+        parent = await image.chain_id()
+        if parent and not await image.is_unpacked(snapshotter):
+            await image.unpack(snapshotter=snapshotter)
     snapshots = Snapshots(held, snapshotter)
     marks = dict(snapshot_labels)
     mounts = await _prepared(held, snapshots, container_id, parent, options, marks)
     try:
-        users = await held.blocking(read_users, mounts)
-        spec = make_spec(
-            namespace=held.namespace, container_id=container_id, options=options, image=config, users=users
-        )
+        with held.phase("users"):
+            users = await held.blocking(read_users, mounts)
+        with held.phase("spec"):
+            spec = make_spec(
+                namespace=held.namespace, container_id=container_id, options=options, image=config, users=users
+            )
         return await Containers(held).create(
             container_id,
             encode(spec),

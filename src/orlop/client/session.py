@@ -6,11 +6,13 @@ for what needs an event loop in any case (transfers). A blocking session does th
 """
 
 import _thread  # `threading` costs what a blocking client does not need
+import contextlib
 import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from orlop.base.phases import Phases
 from orlop.client.channel import (
     LEASE_HEADER,
     NAMESPACE_HEADER,
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# Of calls that a client notes; what it did before is forgotten.
+NOTED_CALLS = 4096
+
 Opener = Callable[[bool], Awaitable[Channel]]
 
 
@@ -51,6 +56,7 @@ class Session:
         lease: id of the lease that what is made belongs to, or an empty string.
         timeout_s: deadline of each unary call in seconds, None for none.
         asynchronous: whether coroutines may suspend.
+        phases: notes how long each call takes; None where nobody wants to know.
     """
 
     connection: Connection
@@ -59,6 +65,7 @@ class Session:
     timeout_s: float | None = None
     asynchronous: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
+    phases: Phases | None = None
 
     @classmethod
     def opened_by(
@@ -78,6 +85,7 @@ class Session:
             timeout_s=self.timeout_s,
             asynchronous=self.asynchronous,
             headers=self.headers,
+            phases=self.phases,
         )
 
     def with_namespace(self, namespace: str) -> "Session":
@@ -88,13 +96,26 @@ class Session:
             timeout_s=self.timeout_s,
             asynchronous=self.asynchronous,
             headers=self.headers,
+            phases=self.phases,
         )
+
+    def timed(self) -> "Session":
+        """The same connection, noting how long each call takes."""
+        return replace(self, phases=Phases(limit=NOTED_CALLS))
+
+    def phase(self, name: str) -> "contextlib.AbstractContextManager[object]":
+        """A context whose time is noted under that name, if times are noted."""
+        return contextlib.nullcontext() if self.phases is None else self.phases(name)
 
     async def channel(self) -> Channel:
         """The channel, connected."""
+        if self.connection.channel is not None:
+            return self.connection.channel
+        with self.phase("connect"):
+            return await self._connected()
+
+    async def _connected(self) -> Channel:
         connection = self.connection
-        if connection.channel is not None:
-            return connection.channel
         if not self.asynchronous:
             with connection.blocking_opening:
                 if connection.channel is None:
@@ -123,26 +144,28 @@ class Session:
             OrlopError: what the daemon answered, by its code.
         """
         channel = await self.channel()
-        payload = await channel.unary(
-            rpc.service,
-            rpc.method,
-            request.SerializeToString(),
-            metadata=self.metadata(),
-            timeout_s=None if endless else (self.timeout_s if timeout_s is None else timeout_s),
-        )
+        with self.phase(rpc.name):
+            payload = await channel.unary(
+                rpc.service,
+                rpc.method,
+                request.SerializeToString(),
+                metadata=self.metadata(),
+                timeout_s=None if endless else (self.timeout_s if timeout_s is None else timeout_s),
+            )
         return rpc.response.FromString(payload)
 
     async def receive(self, rpc: Rpc[Request, Response], request: Request) -> AsyncIterator[Response]:
         """Call a server-streaming RPC and yield its responses; leaving early gives the stream up."""
         channel = await self.channel()
-        stream = await channel.stream(
-            rpc.service, rpc.method, request.SerializeToString(), metadata=self.metadata(), timeout_s=None
-        )
-        try:
-            while (payload := await stream.receive()) is not None:
-                yield rpc.response.FromString(payload)
-        finally:
-            await stream.close()
+        with self.phase(rpc.name):
+            stream = await channel.stream(
+                rpc.service, rpc.method, request.SerializeToString(), metadata=self.metadata(), timeout_s=None
+            )
+            try:
+                while (payload := await stream.receive()) is not None:
+                    yield rpc.response.FromString(payload)
+            finally:
+                await stream.close()
 
     async def duplex(self, rpc: Rpc[Request, Response]) -> "Duplex[Request, Response]":
         """Begin a two-way streaming RPC."""
@@ -180,6 +203,7 @@ class Session:
             timeout_s=self.timeout_s,
             asynchronous=True,
             headers=self.headers,
+            phases=self.phases,
         )
 
         async def whole() -> T:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as PackedAny
     from google.protobuf.message import Message
 
+    from orlop.base.phases import Phase
     from orlop.base.platforms import Platform
     from orlop.client import client as _client
     from orlop.client import containers as _containers
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from orlop.client import sandboxes as _sandboxes
     from orlop.client import snapshots as _snapshots
     from orlop.client import tasks as _tasks
+    from orlop.client import timings as _timings
     from orlop.client.cascade import Contents, Removed
     from orlop.client.channel import Request, Response, Rpc
     from orlop.client.checkpoint import CheckpointOptions
@@ -931,6 +933,28 @@ class Task(Process):
         return Process(self._task.process(exec_id, io=io))
 
 
+class Timings:
+    """What is known of the times of processes that were started lately, by whoever started them."""
+
+    def __init__(self, inner: _timings.Timings) -> None:
+        self._inner = inner
+
+    def of(self, container_id: str, exec_id: str = "") -> list[Phase]:
+        """The phases that daemon and supervisor have noted of a container's process, or of an exec's, in no order.
+
+        Both keep them for the last 64 processes, also after their end. `orlop.base.phases.arranged` lays them out.
+
+        Raises:
+            NotFoundError: none are known.
+            UnimplementedError: the daemon is not ours.
+        """
+        return drive(self._inner.of(container_id, exec_id))
+
+    def own(self) -> list[Phase]:
+        """The calls of this client so far, if it is one of `Client.timed`."""
+        return self._inner.own()
+
+
 class Containers:
     """The containers of the namespace."""
 
@@ -1166,6 +1190,11 @@ class Client:
     def introspection(self) -> Introspection:
         """The daemon's identity and plug-ins."""
         return Introspection(self._inner.introspection)
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time of starting and ending processes has gone."""
+        return Timings(self._inner.timings)
 
     def snapshots(self, snapshotter: str = "overlayfs") -> Snapshots:
         """One snapshotter of the daemon."""
@@ -1441,6 +1470,13 @@ class Client:
     def with_lease(self, lease_id: str) -> Self:
         """This client, whose calls name a lease that holds what they make."""
         return self._around(self._inner.with_lease(lease_id))
+
+    def timed(self) -> Self:
+        """This client, on the same connection, noting how long each of its calls takes: see `timings`.
+
+        What is made through it (containers, tasks, processes) notes as well.
+        """
+        return self._around(self._inner.timed())
 
     def in_namespace(self, namespace: str) -> Self:
         """This client in another namespace, on the same connection."""

@@ -204,7 +204,8 @@ class Process:
                 hint="kill it first, or force the deletion",
             )
         try:
-            await self._session.blocking(self._io.wait)
+            with self._session.phase("output"):
+                await self._session.blocking(self._io.wait)
             response = await self._delete()
         finally:
             await self._session.blocking(self._io.close)

@@ -56,6 +56,10 @@ class App:
             )
         return self._client
 
+    def timed(self) -> None:
+        """Note from now on how long the client's calls take."""
+        self._client = self.client.timed()
+
     def close(self) -> None:
         """Close the connection if there is one."""
         if self._client is not None:

@@ -17,6 +17,8 @@ from typing import Final
 
 # A pause that is shorter than the time for which the lock stays warm, about 5 ms where it was measured.
 INTERVAL_S: Final = 0.003
+# A write that takes longer has met a cold lock.
+COLD_NS: Final = 1_000_000
 
 
 class Warmth:
@@ -24,6 +26,9 @@ class Warmth:
 
     Silent on failure: a host where this does not work is only slower. Off, it costs nothing: the thread is started by
     the first `touch()` and waits without a timer in between.
+
+    Attributes:
+        waited: when the last write that had to wait began and ended, in nanoseconds on CLOCK_MONOTONIC.
     """
 
     def __init__(self, window_s: float) -> None:
@@ -32,6 +37,7 @@ class Warmth:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self.waited = (0, 0)
 
     def touch(self) -> None:
         """Something may start within the window; cheap, may be called often."""
@@ -69,7 +75,11 @@ class Warmth:
             self._wake.wait()
             self._wake.clear()
             while time.monotonic() < self._until:
+                start_ns = time.monotonic_ns()
                 os.write(descriptor, b"0")
+                end_ns = time.monotonic_ns()
+                if end_ns - start_ns > COLD_NS:
+                    self.waited = (start_ns, end_ns)
                 time.sleep(INTERVAL_S)
 
 

@@ -27,6 +27,7 @@ MODULES: Final = (
     "orlop.plugins.services.health",
     "orlop.plugins.services.introspection",
     "orlop.plugins.services.tasks",
+    "orlop.plugins.services.timings",
     "orlop.plugins.snapshots.overlayfs",
     "orlop.plugins.snapshots.native",
     "orlop.plugins.snapshots.btrfs",

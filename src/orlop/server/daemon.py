@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from orlop.base.errdefs import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from orlop.base.rpc import Service
-from orlop.core.kinds import GRPC, TASK_MONITOR, TRACING, TTRPC
+from orlop.core.kinds import GRPC, RUNTIME, TASK_MONITOR, TRACING, TTRPC
 from orlop.core.plugin import Registration
 from orlop.linux.cgroup_warmth import Warmth
 from orlop.server import builtins, reload
@@ -95,7 +95,8 @@ class Daemon:
         """The services for every door, by the order of their plug-ins' start."""
         services = list(self.graph.all(GRPC).values())
         if self._warmth is not None:
-            services = heralded(services, self._warmth)
+            recent = next((one.recent for one in self.graph.all(RUNTIME).values()), None)
+            services = heralded(services, self._warmth, recent)
         if self._calls is not None:
             services = counted(services, self._calls)
         for tracing in self.graph.all(TRACING).values():

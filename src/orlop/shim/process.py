@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orlop.base.errdefs import FailedPreconditionError, NotFoundError
+from orlop.base.phases import clock
 from orlop.linux import pidfd
 from orlop.shim import keeper, reaper, records
 from orlop.shim.reaper import Exit
@@ -26,6 +27,8 @@ class Process:
         io: its stdio, None until it has one.
         exit: how it ended, None before.
         starting: a start is under way; the exit is told after it.
+        running_since_ns, ended_ns: when the runtime had started it and when its exit was seen, on `phases.clock`; 0
+            for what this supervisor has not seen.
     """
 
     def __init__(self, bundle: str, record: Record) -> None:
@@ -34,6 +37,8 @@ class Process:
         self.io: ProcessIO | None = None
         self.exit: Exit | None = None
         self.starting = False
+        self.running_since_ns = 0
+        self.ended_ns = 0
         self.pausing = False
         self.process_file = ""
         self._waiters: list[asyncio.Future[Exit]] = []
@@ -86,6 +91,7 @@ class Process:
     def ended(self, exit_: Exit) -> None:
         """The process has ended: write it down first, then tell those who wait."""
         self.exit = exit_
+        self.ended_ns = clock()
         self.record.status = records.STOPPED
         self.record.exit_status = exit_.status
         self.record.exited_at_ns = exit_.at_ns

@@ -59,6 +59,7 @@ class Runtime:
     def __init__(self, reaper: Reaper, *, command: str, root: str, systemd_cgroup: bool = False) -> None:
         self._reaper = reaper
         self.command = command
+        self.name = os.path.basename(command)
         self.root = root
         self.systemd_cgroup = systemd_cgroup
         self._limit_s = float(os.environ.get(LIMIT_VARIABLE) or CALL_LIMIT_S)

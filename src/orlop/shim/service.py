@@ -76,16 +76,20 @@ class TaskService:
         return shim_pb2.CreateTaskResponse(pid=task.init.pid)
 
     async def start(self, _call: Call, request: shim_pb2.StartRequest) -> shim_pb2.StartResponse:
-        return shim_pb2.StartResponse(pid=await _to_the_end(self._tasks.task(request.id).start(request.exec_id)))
+        task = self._tasks.task(request.id)
+        task.process(request.exec_id)
+        with task.phases(request.exec_id)("start"):
+            return shim_pb2.StartResponse(pid=await _to_the_end(task.start(request.exec_id)))
 
     async def delete(self, _call: Call, request: shim_pb2.DeleteRequest) -> shim_pb2.DeleteResponse:
-        if request.exec_id:
-            task = self._tasks.task(request.id)
-            process = task.process(request.exec_id)
-            exit_ = await _to_the_end(task.delete_exec(process))
-            pid, status, at_ns = process.pid, exit_.status, exit_.at_ns
-        else:
-            pid, status, at_ns = await _to_the_end(self._tasks.delete(request.id))
+        task = self._tasks.task(request.id)
+        process = task.process(request.exec_id)
+        with task.phases(request.exec_id)("delete"):
+            if request.exec_id:
+                exit_ = await _to_the_end(task.delete_exec(process))
+                pid, status, at_ns = process.pid, exit_.status, exit_.at_ns
+            else:
+                pid, status, at_ns = await _to_the_end(self._tasks.delete(request.id))
         answer = shim_pb2.DeleteResponse(pid=pid, exit_status=status)
         _set_time(answer, at_ns)
         return answer

@@ -49,6 +49,7 @@ _RETIRE_CHECK_S: Final = 0.02
 # After the start, so that the first container does not wait for what it does not use.
 _REST_S: Final = 0.5
 
+TIMINGS: Final = "orlop.services.timings.v1.Timings"
 _SANDBOX_SERVICE: Final = "containerd.runtime.sandbox.v1.Sandbox"
 _SANDBOX_METHODS: Final = (
     "CreateSandbox",
@@ -75,7 +76,7 @@ class Supervisor:
         self._creating: set[str] = set()
         self._removals: dict[str, asyncio.Task[None]] = {}
         self._sandboxes: Sandboxes | None = None
-        self._sandbox_methods: dict[str, rpc.Method] = {}
+        self._late_methods: dict[str, rpc.Method] = {}
         self._ending = asyncio.Event()
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_checks = 0
@@ -98,6 +99,7 @@ class Supervisor:
             self._server.add(bound.name, {name: _adapt(method, self) for name, method in bound.methods.items()})
         # Most supervisors never see a sandbox: what they are made of is imported with the first call.
         self._server.add(_SANDBOX_SERVICE, {name: _later(name, self._sandbox_method) for name in _SANDBOX_METHODS})
+        self._server.add(TIMINGS, {"Get": _later("Get", self._timings_method)})
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until there is nothing more to supervise."""
@@ -145,9 +147,12 @@ class Supervisor:
         # Only when it gets tight: where it is not raised, nothing has to be given back to containers.
         if len(self._tasks) % 16 == 15 and spawn.open_files() > spawn.file_limit() // 2:
             spawn.raise_file_limit()
+        phases = self._shop.recent.begin((container, ""))
         try:
-            await self._removed(container)
-            task = await self._create(request)
+            with phases("create"):
+                with phases("earlier removed"):
+                    await self._removed(container)
+                task = await self._create(request)
             self._tasks[container] = task
             return task
         finally:
@@ -200,7 +205,8 @@ class Supervisor:
     async def _remove_from_runtime(self, record: Record, runtime: Runtime) -> None:
         # The bundle may be gone by now, so the log lies beside the tombstone.
         try:
-            await runtime.delete(record.container, bundle=self._place.gone, force=True)
+            with self._shop.recent.at((record.container, ""))(f"{runtime.name} delete"):
+                await runtime.delete(record.container, bundle=self._place.gone, force=True)
         except OrlopError as error:
             _log.error("removal of %s: %s", record.container, error)
             return
@@ -243,24 +249,34 @@ class Supervisor:
         return self._sandboxes
 
     def _sandbox_method(self, name: str) -> rpc.Method:
-        if not self._sandbox_methods:
+        if name not in self._late_methods:
             from orlop.api.runtime.sandbox.v1 import sandbox_pb2
             from orlop.shim.sandboxes import SandboxService
 
             descriptor = sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"]
             service = SandboxService(self.sandboxes(), self.touch)
-            self._sandbox_methods = dict(rpc.bind(descriptor, service).methods)
-        return self._sandbox_methods[name]
+            self._late_methods.update(rpc.bind(descriptor, service).methods)
+        return self._late_methods[name]
+
+    def _timings_method(self, name: str) -> rpc.Method:
+        if name not in self._late_methods:
+            from orlop.api.services.timings.v1 import timings_pb2
+            from orlop.shim.timings import TimingsService
+
+            descriptor = timings_pb2.DESCRIPTOR.services_by_name["Timings"]
+            self._late_methods.update(rpc.bind(descriptor, TimingsService(self._shop.recent)).methods)
+        return self._late_methods[name]
 
     @staticmethod
     def _import_the_rest() -> None:
         """What may be used late, now: the package's files may be replaced or removed under a running supervisor."""
         from orlop.api.runtime.sandbox.v1 import sandbox_pb2
+        from orlop.api.services.timings.v1 import timings_pb2
         from orlop.base import platforms
         from orlop.core.mount import idmap, loop
-        from orlop.shim import sandboxes
+        from orlop.shim import sandboxes, timings
 
-        names = [module.__name__ for module in (sandbox_pb2, platforms, idmap, loop, sandboxes)]
+        names = [one.__name__ for one in (sandbox_pb2, timings_pb2, platforms, idmap, loop, sandboxes, timings)]
         _log.info("all modules are imported, %s at last", ", ".join(names))
 
     # ---- life

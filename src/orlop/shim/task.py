@@ -17,7 +17,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from google.protobuf.message import Message
@@ -34,6 +34,7 @@ from orlop.base.errdefs import (
     OrlopError,
     UnknownError,
 )
+from orlop.base.phases import Phases, Recent, clock
 from orlop.core.mount import Mount
 from orlop.core.mount.perform import mount_all
 from orlop.shim import cgroup, checkpoint, events, records, specification
@@ -58,7 +59,11 @@ _KILLED_LIMIT_S: Final = 10.0
 
 @dataclass(slots=True, kw_only=True)
 class Workshop:
-    """What all tasks of a supervisor share."""
+    """What all tasks of a supervisor share.
+
+    Attributes:
+        recent: phases of the processes that began last, by container and exec id.
+    """
 
     place: Place
     namespace: str
@@ -66,6 +71,7 @@ class Workshop:
     reaper: Reaper
     publisher: Publisher
     oom: OomWatcher
+    recent: Recent[tuple[str, str]] = field(default_factory=Recent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,10 @@ class Task:
         except KeyError:
             raise NotFoundError(f"process does not exist {exec_id}") from None
 
+    def phases(self, exec_id: str = "") -> Phases:
+        """What is noted of the times of a process."""
+        return self.shop.recent.at((self.container, exec_id))
+
     @property
     def busy(self) -> bool:
         """Whether something is being done to it of which the records do not know yet."""
@@ -122,10 +132,12 @@ class Task:
         Raises:
             OrlopError: with the phase and, where the OCI runtime failed, its words.
         """
-        spec = specification.read(request.bundle)
-        if specification.maps_mounts(spec):
-            await runtime.require_mapped_mounts(request.container, bundle=request.bundle)
-        specification.clamp_oom_score(request.bundle, spec)
+        phases = workshop.recent.at((request.container, ""))
+        with phases("spec"):
+            spec = specification.read(request.bundle)
+            if specification.maps_mounts(spec):
+                await runtime.require_mapped_mounts(request.container, bundle=request.bundle)
+            specification.clamp_oom_score(request.bundle, spec)
         record = Record(
             boot=workshop.boot,
             container=request.container,
@@ -150,12 +162,15 @@ class Task:
         task = cls(workshop, record, request.bundle, runtime)
         task.options = request.options
         async with contextlib.AsyncExitStack() as undo:
-            task.init.save()
+            with phases("record"):
+                task.init.save()
             undo.callback(records.remove, task.bundle, "")
-            await task._mount(request.rootfs, undo)
-            io = task.init.io = task.new_io(request.paths)
-            undo.callback(task.init.close)
-            await io.open(workshop.reaper, task.container, workshop.namespace)
+            with phases("mounts"):
+                await task._mount(request.rootfs, undo)
+            with phases("stdio"):
+                io = task.init.io = task.new_io(request.paths)
+                undo.callback(task.init.close)
+                await io.open(workshop.reaper, task.container, workshop.namespace)
             if request.checkpoint:
                 task.init.set_status(CREATED)
                 task._publish_create(request)
@@ -186,21 +201,23 @@ class Task:
         pid_file = f"{self.bundle}/init.pid"
         undo.callback(self.shop.oom.unwatch, self.container)
         undo.push_async_callback(self._unmake)
-        await self.runtime.create(
-            self.container,
-            bundle=self.bundle,
-            pid_file=pid_file,
-            stdio=io.child,
-            console_socket=io.console_socket.path if io.console_socket else "",
-            no_pivot=request.options.no_pivot,
-            no_new_keyring=request.options.no_new_keyring,
-        )
-        io.started()
-        pid = read_pid_file(pid_file)
-        self.cgroup = cgroup.Paths.of(pid)
-        # Before it runs: it may be out of memory, and gone, before `runtime start` has returned.
-        self.shop.oom.watch(self.container, self.cgroup)
-        init.began(pid, CREATED)
+        with self.phases()(f"{self.runtime.name} create"):
+            await self.runtime.create(
+                self.container,
+                bundle=self.bundle,
+                pid_file=pid_file,
+                stdio=io.child,
+                console_socket=io.console_socket.path if io.console_socket else "",
+                no_pivot=request.options.no_pivot,
+                no_new_keyring=request.options.no_new_keyring,
+            )
+        with self.phases()("record"):
+            io.started()
+            pid = read_pid_file(pid_file)
+            self.cgroup = cgroup.Paths.of(pid)
+            # Before it runs: it may be out of memory, and gone, before `runtime start` has returned.
+            self.shop.oom.watch(self.container, self.cgroup)
+            init.began(pid, CREATED)
         self._publish_create(request)
         self.shop.reaper.watch(pid, self.init_ended)
 
@@ -244,8 +261,10 @@ class Task:
                 if self.init.record.checkpoint:
                     await self._restore()
                 else:
-                    await self.runtime.start(self.container, bundle=self.bundle)
+                    with self.phases()(f"{self.runtime.name} start"):
+                        await self.runtime.start(self.container, bundle=self.bundle)
                     init.set_status(RUNNING)
+                init.running_since_ns = clock()
                 self.publish_start()
             finally:
                 self._tell_held_exit(init)
@@ -272,20 +291,25 @@ class Task:
         return process.pid
 
     async def _runtime_exec(self, process: Process) -> None:
-        io = process.io = self.new_io(process.paths)
-        await io.open(self.shop.reaper, process.name, self.shop.namespace)
+        phases = self.phases(process.exec_id)
+        with phases("stdio"):
+            io = process.io = self.new_io(process.paths)
+            await io.open(self.shop.reaper, process.name, self.shop.namespace)
         pid_file = f"{self.bundle}/{process.exec_id}.pid"
-        await self.runtime.exec(
-            self.container,
-            bundle=self.bundle,
-            process_file=process.process_file,
-            pid_file=pid_file,
-            stdio=io.child,
-            console_socket=io.console_socket.path if io.console_socket else "",
-        )
-        io.started()
-        pid = read_pid_file(pid_file)
-        process.began(pid, RUNNING)
+        with phases(f"{self.runtime.name} exec"):
+            await self.runtime.exec(
+                self.container,
+                bundle=self.bundle,
+                process_file=process.process_file,
+                pid_file=pid_file,
+                stdio=io.child,
+                console_socket=io.console_socket.path if io.console_socket else "",
+            )
+        with phases("record"):
+            io.started()
+            pid = read_pid_file(pid_file)
+            process.began(pid, RUNNING)
+        process.running_since_ns = clock()
         event = events_pb2.TaskExecStarted(container_id=self.container, exec_id=process.exec_id, pid=pid)
         self._publish(events.EXEC_STARTED, event)
         self.shop.reaper.watch(pid, lambda exit_: self.exec_ended(process, exit_))
@@ -293,7 +317,7 @@ class Task:
     async def _restore(self) -> None:
         io = _of(self.init.io)
         pid_file = f"{self.bundle}/init.pid"
-        with self.shop.reaper.expecting():
+        with self.shop.reaper.expecting(), self.phases()(f"{self.runtime.name} restore"):
             await self.runtime.restore(
                 self.container,
                 checkpoint.restore_options(self.init.record, self.bundle),
@@ -334,6 +358,7 @@ class Task:
             stderr=paths.stderr,
             terminal=paths.terminal,
         )
+        self.shop.recent.begin((self.container, exec_id))
         process = Process(self.bundle, record)
         process.save()
         process.process_file = f"{self.bundle}/{records.DIRECTORY}/process-{exec_id}.json"
@@ -451,9 +476,11 @@ class Task:
                 except TimeoutError as error:
                     text = f'container "{self.container}": process {init.pid} was killed and does not end'
                     raise DeadlineExceededError(text) from error
-            if init.io is not None:
-                await init.io.drained()
-            await self._unmount()
+            with self.phases()("output"):
+                if init.io is not None:
+                    await init.io.drained()
+            with self.phases()("unmount"):
+                await self._unmount()
             exit_ = init.exit or Exit(init.pid, 0, 0)
             yield exit_
             self.shop.oom.unwatch(self.container)
@@ -518,6 +545,9 @@ class Task:
         exit_ = process.exit
         if exit_ is None:
             return
+        if process.running_since_ns:
+            since_ns = min(process.running_since_ns, process.ended_ns)
+            self.phases(process.exec_id).note("runs", since_ns, process.ended_ns)
         event = events_pb2.TaskExit(
             container_id=self.container, id=process.name, pid=process.pid, exit_status=exit_.status
         )

@@ -10,6 +10,7 @@ import click
 from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError
 from orlop.cmd.cli import App, ExitCode, GoCommand, pass_app
 from orlop.cmd.ctr.flags import container_options, run_options, runtime_options, spec_options
+from orlop.cmd.ctr.timings import shown_at_end
 from orlop.cmd.units import parse_labels
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def create(app: App, /, words: tuple[str, ...], **flags: Any) -> None:
 @click.option("--fifo-dir", default="", help="Directory for FIFOs.")
 @click.option("--cni", is_flag=True, help="Connect the container to the host's CNI network.")
 @click.option("--checkpoint", default="", help="Digest or image of a checkpoint to restore the task from.")
+@click.option("--timings", is_flag=True, help="Show at the end, on standard error, where the time has gone.")
 @run_options
 @container_options
 @click.argument("words", nargs=-1, metavar="IMAGE|ROOTFS CONTAINER [COMMAND] [ARG...]")
@@ -54,6 +56,7 @@ def run(
     fifo_dir: str,
     cni: bool,
     checkpoint: str,
+    timings: bool,
     **flags: Any,
 ) -> None:
     """Run a container. Exits with the status of its process.
@@ -66,8 +69,11 @@ def run(
         raise InvalidArgumentError("flags --detach and --rm cannot be specified together")
     if cni and flags["net_host"]:
         raise InvalidArgumentError("--cni and --net-host exclude each other")
-    container = _create(app, words, flags, extensions=_connected() if cni else None)
     with contextlib.ExitStack() as undo:
+        shown = undo.enter_context(shown_at_end(app)) if timings else None
+        container = _create(app, words, flags, extensions=_connected() if cni else None)
+        if shown is not None:
+            shown.container_id = container.id
         if remove:
             undo.callback(_remove, app, container)
         terminal = _has_terminal(container)

@@ -92,6 +92,20 @@ def _no_pivot() -> "PackedAny":
     return pack(Options(no_pivot_root=True))
 
 
+@tasks.command(cls=GoCommand)
+@click.option("--exec-id", default="", help="Process, instead of the task's own.")
+@click.argument("container_id", metavar="CONTAINER")
+@pass_app
+def timings(app: App, container_id: str, exec_id: str) -> None:
+    """Show where the time of a process's start and end has gone, whoever started it; of the last 64.
+
+    Not containerd's.
+    """
+    from orlop.cmd.ctr.timings import table
+
+    click.echo(table(app.client.timings.of(container_id, exec_id)), nl=False)
+
+
 @tasks.command("exec", cls=GoCommand, go_flags_end=True)
 @click.option("--cwd", default="", help="Working directory of the process.")
 @click.option("--tty", "-t", is_flag=True, help="Give the process a terminal.")
@@ -101,6 +115,7 @@ def _no_pivot() -> "PackedAny":
 @click.option("--log-uri", default="", help="Send output there.")
 @click.option("--user", "-u", default="", help="User, as name or uid, with :group or without.")
 @click.option("--env", multiple=True, help="Environment variable, as FOO=bar.")
+@click.option("--timings", is_flag=True, help="Show at the end, on standard error, where the time has gone.")
 @click.argument("container_id", metavar="CONTAINER")
 @click.argument("args", nargs=-1, required=True, metavar="COMMAND [ARG...]")
 @pass_app
@@ -116,30 +131,34 @@ def exec_(
     log_uri: str,
     user: str,
     env: tuple[str, ...],
+    timings: bool,
 ) -> None:
     """Run another process in a container's task. Exits with its status."""
     import os
 
     from orlop.cmd.console import attend
     from orlop.cmd.ctr.run import standard_io
+    from orlop.cmd.ctr.timings import shown_at_end
 
-    container = app.client.containers.get(container_id)
-    task = container.task()
-    spec = container.exec_spec(args, cwd=cwd, user=user, tty=tty, env=env)
-    io = standard_io(terminal=tty, null_io=False, log_uri=log_uri, fifo_dir=fifo_dir, detach=detach)
-    process = task.exec(exec_id or f"exec-{os.urandom(4).hex()}", spec, io=io)
-    try:
-        if detach:
-            process.start()
-            process.detach()
-            return
-        code = attend(process, terminal=tty and not log_uri, started=process.start, persist=app.persist).code
-        with contextlib.suppress(NotFoundError):  # the daemon deleted it and went away before it could say so
-            app.persist(process.delete)
-    except BaseException:
-        with contextlib.suppress(OrlopError):  # the first error tells
-            process.delete(force=True)
-        raise
+    exec_id = exec_id or f"exec-{os.urandom(4).hex()}"
+    with shown_at_end(app, container_id, exec_id) if timings else contextlib.nullcontext():
+        container = app.client.containers.get(container_id)
+        task = container.task()
+        spec = container.exec_spec(args, cwd=cwd, user=user, tty=tty, env=env)
+        io = standard_io(terminal=tty, null_io=False, log_uri=log_uri, fifo_dir=fifo_dir, detach=detach)
+        process = task.exec(exec_id, spec, io=io)
+        try:
+            if detach:
+                process.start()
+                process.detach()
+                return
+            code = attend(process, terminal=tty and not log_uri, started=process.start, persist=app.persist).code
+            with contextlib.suppress(NotFoundError):  # the daemon deleted it and went away before it could say so
+                app.persist(process.delete)
+        except BaseException:
+            with contextlib.suppress(OrlopError):  # the first error tells
+                process.delete(force=True)
+            raise
     if code:
         raise ExitCode(code)
 

@@ -28,9 +28,10 @@ from orlop.base.errdefs import (
     from_status,
 )
 from orlop.base.labels import GC_BREF_CONTAINER
+from orlop.base.phases import DAEMON, Phase, Phases, Recent
 from orlop.core.mount import Mount
 from orlop.core.mount.manager import MountManager
-from orlop.core.runtime import binaries
+from orlop.core.runtime import binaries, timings
 from orlop.core.runtime.binaries import ShimBinary
 from orlop.core.runtime.bundle import SANDBOX_FILE, Bootstrap, Bundle, Bundles, remove_hidden
 from orlop.core.runtime.memory import FILE as MEMORY_FILE
@@ -78,6 +79,9 @@ class TaskManager:
 
     Args:
         mounts: performs beforehand what of a root file system's mounts the shim cannot; without one it gets them all.
+
+    Attributes:
+        recent: this daemon's phases of the processes that began last, by namespace, container and exec id.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class TaskManager:
         self._publish = publish
         self._mounts = mounts
         self._memory = memory or MemoryQuotas()
+        self.recent: Recent[tuple[str, str, str]] = Recent()
         self._tasks: dict[tuple[str, str], Task] = {}
         self._creating: set[tuple[str, str]] = set()
         shims.on_dead.append(self._bury_all)
@@ -134,28 +139,38 @@ class TaskManager:
         if self._memory.applies(namespace):
             self._memory.admit(namespace, task_id, limit_of(options.spec), self._others(namespace, task_id))
         self._creating.add(key)
+        phases = self.recent.begin((namespace, task_id, ""))
         try:
-            bundle = self._bundles.create(namespace, task_id, options.spec_type, options.spec)
-            try:
-                options = replace(options, rootfs=await self._activate(bundle, options.rootfs))
-                checkpoint = options.checkpoint or await _lay_out(bundle, options)
-                shim = await self._shim_for(bundle, binary, options)
-            except BaseException:
-                await asyncio.shield(self._discard(bundle))
-                raise
-            shim.tasks[task_id] = bundle
-            try:
-                reply = await self._create_in_living(shim, bundle, options, checkpoint)
-            except BaseException as error:
-                lost = isinstance(error, UnavailableError) and shim.groups
-                await asyncio.shield(self._abandon(shim, bundle, lost=lost))
-                raise
-            self._tasks[key] = Task(bundle, shim)
-            return reply.pid
+            with phases("create"):
+                return await self._create(key, binary, options, phases)
         finally:
             self._creating.discard(key)
             if key not in self._tasks:
                 self._memory.forget(namespace, task_id)
+
+    async def _create(self, key: tuple[str, str], binary: ShimBinary, options: CreateOptions, phases: Phases) -> int:
+        namespace, task_id = key
+        with phases("bundle"):
+            bundle = self._bundles.create(namespace, task_id, options.spec_type, options.spec)
+        try:
+            with phases("activation"):
+                options = replace(options, rootfs=await self._activate(bundle, options.rootfs))
+            checkpoint = options.checkpoint or await _lay_out(bundle, options)
+            with phases("shim"):
+                shim = await self._shim_for(bundle, binary, options, phases)
+        except BaseException:
+            await asyncio.shield(self._discard(bundle))
+            raise
+        shim.tasks[task_id] = bundle
+        try:
+            with phases("shim Create"):
+                reply = await self._create_in_living(shim, bundle, options, checkpoint)
+        except BaseException as error:
+            lost = isinstance(error, UnavailableError) and shim.groups
+            await asyncio.shield(self._abandon(shim, bundle, lost=lost))
+            raise
+        self._tasks[key] = Task(bundle, shim, self.recent)
+        return reply.pid
 
     async def delete(self, namespace: str, task_id: str) -> shim_pb2.DeleteResponse:
         """Delete a stopped task with its bundle; a foreign shim is shut down with its last task.
@@ -168,14 +183,18 @@ class TaskManager:
         async with task.lock:
             if self._tasks.get((namespace, task_id)) is not task:
                 raise absent(task_id)
-            try:
-                reply = await task.delete()
-            except NotFoundError:
-                await self._forget(task)
-                raise
-            except OrlopError as error:
-                raise from_status(error.code, f"failed to delete task: {error}") from error
-            await self._forget(task)
+            phases = task.phases()
+            with phases("delete"):
+                try:
+                    with phases("shim Delete"):
+                        reply = await task.delete()
+                except NotFoundError:
+                    await self._forget(task)
+                    raise
+                except OrlopError as error:
+                    raise from_status(error.code, f"failed to delete task: {error}") from error
+                with phases("bundle"):
+                    await self._forget(task)
         return reply
 
     async def update(self, task: Task, resources: AnyMessage, annotations: Mapping[str, str]) -> None:
@@ -205,6 +224,21 @@ class TaskManager:
             if owner == namespace and name != task_id:
                 yield name, self._bundles.get(owner, name).path
 
+    async def phases(self, namespace: str, task_id: str, exec_id: str = "") -> list[Phase]:
+        """What is known of how long the steps of a process's life took, here and in its supervisor, in no order.
+
+        Raises:
+            NotFoundError: nothing: it never was, or too many have come since.
+        """
+        noted = self.recent.find((namespace, task_id, exec_id))
+        found = noted.of(DAEMON) if noted is not None else []
+        for shim in self._shims.supervisors(namespace):
+            found += await timings.read(shim, task_id, exec_id)
+        if not found:
+            what = f"exec {exec_id} of task {task_id}" if exec_id else f"task {task_id}"
+            raise NotFoundError(f"{what}: no times are known")
+        return found
+
     async def load(self) -> None:
         """Find the tasks that an earlier daemon left, and clean up after shims that are gone."""
         bundles = await asyncio.to_thread(list, self._bundles)
@@ -213,10 +247,10 @@ class TaskManager:
                 group.create_task(self._load_one(bundle), name=f"load {bundle.namespace}/{bundle.id}")
         await self._shims.renew()
 
-    async def _shim_for(self, bundle: Bundle, binary: ShimBinary, options: CreateOptions) -> Shim:
+    async def _shim_for(self, bundle: Bundle, binary: ShimBinary, options: CreateOptions, phases: Phases) -> Shim:
         """The shim that will hold the task: its sandbox's, else one for the runtime."""
         if not options.sandbox:
-            return await self._shims.start(bundle, binary, options.options)
+            return await self._shims.start(bundle, binary, options.options, phases)
         bundle.write(SANDBOX_FILE, options.sandbox.encode())
         if options.task_api is not None:
             shim = await self._shims.connect(bundle.namespace, options.task_api, None)
@@ -360,7 +394,7 @@ class TaskManager:
         try:
             shim = await self._shims.find(bundle, bootstrap, binary)
             shim.tasks[bundle.id] = bundle
-            task = Task(bundle, shim)
+            task = Task(bundle, shim, self.recent)
             try:
                 await task.state()
             except BaseException:

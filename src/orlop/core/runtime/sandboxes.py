@@ -27,6 +27,7 @@ from orlop.base.errdefs import (
     UnknownError,
     from_status,
 )
+from orlop.base.phases import Phases
 from orlop.base.quoting import quote
 from orlop.core.mount import Mount
 from orlop.core.runtime import binaries
@@ -201,7 +202,7 @@ class ShimController:
         bundle = self._bundles.create(namespace, sandbox.id, spec.type_url, spec.value)
         try:
             with _wording(f"failed to start new shim for sandbox {sandbox.id}"):
-                shim = await self._shims.start(bundle, binary, options)
+                shim = await self._shims.start(bundle, binary, options, Phases())
         except BaseException:
             await asyncio.shield(self._discard(bundle))
             raise

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from orlop.api.runtime.task.v2 import shim_pb2
 from orlop.api.types.runc.options.oci_pb2 import Options as RuncOptions
 from orlop.base.errdefs import OrlopError, UnavailableError
+from orlop.base.phases import Phases
 from orlop.core.runtime import binaries
 from orlop.core.runtime.binaries import ShimBinary, ShimHost
 from orlop.core.runtime.bundle import Bootstrap, Bundle
@@ -61,7 +62,7 @@ class ShimManager:
         """The shim for a runtime name or path; see `binaries.resolve`."""
         return binaries.resolve(runtime, self._mapped)
 
-    async def start(self, bundle: Bundle, binary: ShimBinary, options: AnyMessage | None) -> Shim:
+    async def start(self, bundle: Bundle, binary: ShimBinary, options: AnyMessage | None, phases: Phases) -> Shim:
         """The shim that will hold what the bundle is for: a running supervisor of ours, or a new process.
 
         Raises:
@@ -78,11 +79,17 @@ class ShimManager:
             else:
                 self.follow_log(bundle)
             serialised = options.SerializeToString() if options is not None else b""
-            bootstrap = await binaries.start(binary, self.host, bundle, serialised)
-            shim = await self.connect(bundle.namespace, bootstrap, binary)
+            with phases("shim started"):
+                bootstrap = await binaries.start(binary, self.host, bundle, serialised)
+            with phases("shim connected"):
+                shim = await self.connect(bundle.namespace, bootstrap, binary)
             bundle.save(bootstrap, binary.path)
             shim.cgroup = cgroup
             return shim
+
+    def supervisors(self, namespace: str) -> list[Shim]:
+        """The supervisors of ours that hold a namespace's tasks, and are connected."""
+        return [shim for shim in self._shims.values() if shim.namespace == namespace and shim.groups and shim.alive()]
 
     def of_sandbox(self, namespace: str, sandbox_id: str) -> Shim | None:
         """The shim that holds a sandbox, if one does."""

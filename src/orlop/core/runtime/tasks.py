@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from orlop.api.runtime.task.v2 import shim_pb2
 from orlop.base import identifiers
 from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError, UnavailableError, from_status
+from orlop.base.phases import Phases, Recent, clock
 from orlop.core.runtime.bundle import Bundle
 from orlop.core.runtime.shims import CALL_TIMEOUT_S, Shim
 
@@ -35,9 +36,10 @@ class ProcessIO:
 class Task:
     """One task; `exec_id` in its calls names one of its execs, empty its init process."""
 
-    def __init__(self, bundle: Bundle, shim: Shim) -> None:
+    def __init__(self, bundle: Bundle, shim: Shim, recent: Recent[tuple[str, str, str]]) -> None:
         self.bundle = bundle
         self.shim = shim
+        self._recent = recent
         self.lock = asyncio.Lock()
 
     @property
@@ -47,6 +49,10 @@ class Task:
     @property
     def id(self) -> str:
         return self.bundle.id
+
+    def phases(self, exec_id: str = "") -> Phases:
+        """What this daemon notes of the times of a process; ask only for one that there is."""
+        return self._recent.at((self.namespace, self.id, exec_id))
 
     async def state(self, exec_id: str = "") -> shim_pb2.StateResponse:
         """What the shim knows of a process.
@@ -65,9 +71,10 @@ class Task:
 
     async def start(self, exec_id: str = "") -> int:
         """Start a created process; returns its pid."""
-        reply = await self._call(
-            "Start", shim_pb2.StartRequest(id=self.id, exec_id=exec_id), shim_pb2.StartResponse, exec_id=exec_id
-        )
+        request = shim_pb2.StartRequest(id=self.id, exec_id=exec_id)
+        start_ns = clock()
+        reply = await self._call("Start", request, shim_pb2.StartResponse, exec_id=exec_id)
+        self.phases(exec_id).note("shim Start", start_ns, clock())
         return reply.pid
 
     async def kill(self, signal: int, *, exec_id: str = "", everyone: bool = False) -> None:
@@ -94,7 +101,10 @@ class Task:
             stderr=stdio.stderr,
             spec=spec,
         )
+        start_ns = clock()
         await self._call("Exec", request, Empty)
+        # Not before: there may be a process of that id already, and its phases are not to be forgotten.
+        self._recent.begin((self.namespace, self.id, exec_id)).note("shim Exec", start_ns, clock())
 
     async def pids(self) -> shim_pb2.PidsResponse:
         """Every process in the container."""
@@ -141,7 +151,10 @@ class Task:
     async def delete_exec(self, exec_id: str) -> shim_pb2.DeleteResponse:
         """Forget an exec that has ended."""
         request = shim_pb2.DeleteRequest(id=self.id, exec_id=exec_id)
-        return await self._call("Delete", request, shim_pb2.DeleteResponse, exec_id=exec_id)
+        start_ns = clock()
+        reply = await self._call("Delete", request, shim_pb2.DeleteResponse, exec_id=exec_id)
+        self.phases(exec_id).note("shim Delete", start_ns, clock())
+        return reply
 
     async def delete(self) -> shim_pb2.DeleteResponse:
         """Let the shim forget the task; the manager removes the rest."""

@@ -182,6 +182,7 @@ TABLE: Final[Mapping[str, Row]] = {
         "containerd.services.transfer.v1.Transfer",
         {"Transfer": Row(RUN, ("source", "destination", "options"), Tenant.transfer)},
     ),
+    **_service("orlop.services.timings.v1.Timings", {"Get": Row(NOBODY)}),
     **_service("containerd.services.version.v1.Version", {"Version": Row(ALL)}),
     **_service("grpc.health.v1.Health", {"Check": Row(ALL, None), "Watch": Row(ALL, None)}),
 }
