@@ -9,10 +9,11 @@ FUZZ_SECONDS ?= 300
 FUZZ_INPUTS ?= 1000000
 MINUTES ?= 20
 SOAK_ARGS ?=
+POWER_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup system peers demo test check check-format check-lint check-types check-imports check-protos \
-	test-trixie interop-trixie bench bench-scale fuzz soak protos lock format
+	test-trixie interop-trixie bench bench-scale fuzz soak power protos lock format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +69,9 @@ fuzz: setup ## bad input for FUZZ_SECONDS (300), then until FUZZ_INPUTS (a milli
 
 soak: setup ## load a daemon for MINUTES (20) and look for what leaks; latencies are printed
 	@$(BIN)/python -m tools.soak --minutes $(MINUTES) $(SOAK_ARGS)
+
+power: setup ## let the power go at each write and flush of a daemon's life, and look at what is left; places x outcomes
+	@$(BIN)/python -m tools.power $(POWER_ARGS)
 
 bench: setup ## orlopd beside containerd on this machine, alternating; medians and ratios (ONLY=start,memory picks)
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(BENCH_ARGS)
