@@ -8,12 +8,12 @@ import re
 import pytest
 
 from orlop.base.errdefs import ResourceExhaustedError
+from orlop.core.content.allowance import STEP_BYTES
 from orlop.core.metadata import Database
 from orlop.core.metadata.quotas import Quota, Quotas
 from orlop.core.metadata.trash import Trash
 from orlop.oci.digest import Digest
 from orlop.plugins.content.local import LocalStore
-from orlop.plugins.content.local.allowance import STEP_BYTES
 
 LIMIT = 1000
 
@@ -116,7 +116,7 @@ async def test_two_at_once_do_not_both_get_what_is_left(root):
 
         def grow(writer):
             for _ in range(60):
-                writer.write_sync(b"x" * 10)
+                asyncio.run(writer.write(b"x" * 10))
 
         outcomes = await asyncio.gather(
             *(asyncio.to_thread(grow, writer) for writer in writers), return_exceptions=True

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -22,18 +23,22 @@ from orlop.base.errdefs import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from orlop.core.content import writer
 from orlop.core.gc import Collector
 from orlop.core.metadata import Database
 from orlop.core.metadata.trash import Trash
 from orlop.oci.digest import Digest
-from orlop.plugins.content.local import LocalStore, writer
+from orlop.plugins.content.local import LocalStore
 from orlop.plugins.content.local import ingest as ingest_module
+from tests.unit.plugins.content.blocking import Blocking
+
+HERE = Path(__file__).parents[4]
 
 
 @contextlib.contextmanager
 def opened(root):
     with Database(root / "meta.db") as db, Trash(root, db) as trash:
-        store = LocalStore(root / "content", db, trash)
+        store = Blocking(LocalStore(root / "content", db, trash))
         try:
             yield store
         finally:
@@ -88,15 +93,17 @@ def die(root, setup, *, code=7):
         from pathlib import Path
         from orlop.core.metadata import Database
         from orlop.core.metadata.trash import Trash
-        from orlop.plugins.content.local import LocalStore, writer
-        from orlop.plugins.content.local import ingest
+        from orlop.core.content.writer import ContentWriter
+        from orlop.plugins.content.local import LocalStore, ingest, writing
+        from orlop.plugins.content.local.blobs import LocalBlobs
+        from tests.unit.plugins.content.blocking import Blocking
         root = Path({str(root)!r})
         with Database(root / "meta.db") as db, Trash(root, db) as trash:
-            store = LocalStore(root / "content", db, trash)
+            store = Blocking(LocalStore(root / "content", db, trash))
             die = lambda *_args, **_kw: os._exit({code})
     """
     program = textwrap.dedent(script) + textwrap.indent(textwrap.dedent(setup), " " * 4)
-    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=HERE)
     assert result.returncode == code, result.stderr
 
 
@@ -113,9 +120,9 @@ WRITE = """
         ("ingest.Ingest.open = die", 0),
         ("ingest.Ingest.sync = die", 4),
         ("os.rename = die", 4),
-        ("writer.sync_directory = die", 0),
-        ("LocalStore.end_commit = die", 0),
-        ("writer.LocalWriter._finish = die", None),
+        ("writing.sync_directory = die", 0),
+        ("LocalBlobs.end_commit = die", 0),
+        ("ContentWriter._finish = die", None),
         ("ingest.Ingest.remove = die", None),
     ],
 )
@@ -158,7 +165,7 @@ def test_an_ingest_of_another_boot_counts_as_far_as_it_was_synced(tmp_path, monk
         made.close_sync()
         made = store.writer_sync("a", "r", total=256)
         made.write_sync(data[100:200])
-        made._ingest._close()  # the power goes: nothing is synced or noted any more
+        made._ingest.files._close()  # the power goes: nothing is synced or noted any more
     monkeypatch.setattr(ingest_module, "boot_id", lambda: "another boot")
     with opened(tmp_path) as store:
         made = store.writer_sync("a", "r", total=256)
@@ -185,7 +192,7 @@ def test_what_has_no_row_is_swept_and_what_has_no_bytes_is_told(tmp_path, caplog
         orphan.write_bytes(b"orphan")
         foreign = store.root / "blobs" / "sha256" / "README"
         foreign.write_text("mine")
-        stray = store.ingest_path("feed")
+        stray = store.blobs.ingest_path("feed")
         stray.mkdir()
         (stray / "data").write_bytes(b"x")
         store.blob_path(lost).unlink()
@@ -340,7 +347,7 @@ def test_a_cancelled_commit_is_done_or_not_begun(tmp_path, monkeypatch, step):
 
                 return call
 
-            monkeypatch.setattr(store, "run", counted(store.run))
+            monkeypatch.setattr(store.blobs, "run", counted(store.blobs.run))
             monkeypatch.setattr(store.db, "write", counted(store.db.write))
             committing = asyncio.create_task(made.commit())
             if step == 0:
@@ -365,8 +372,9 @@ def test_big_writes_do_not_hold_the_event_loop(tmp_path):
         threads = set()
         with opened(tmp_path) as store:
             made = await store.writer("a", "r")
-            real = made._ingest.write
-            made._ingest.write = lambda data: (threads.add(threading.current_thread().name), real(data))[1]
+            files = made._ingest.files
+            real = files.write
+            files.write = lambda data: (threads.add(threading.current_thread().name), real(data))[1]
             await made.write(b"small")
             assert threads == {"MainThread"}
             await made.write(bytes(1 << 20))
@@ -431,15 +439,15 @@ def test_a_record_deleted_as_soon_as_it_is_made_takes_its_blob_along(tmp_path):
     with opened(tmp_path) as store:
         made = store.writer_sync("a", "r")
         made.write_sync(b"data")
-        real = store.db.write_sync
+        real = store.db.write
 
-        def write_sync(fn):
-            result = real(fn)
-            store.db.write_sync = real
-            real(lambda tx: store.remove_record(tx, "a", Digest.of(b"data")))
+        async def write(fn):
+            result = await real(fn)
+            store.db.write = real
+            await real(lambda tx: store.remove_record(tx, "a", Digest.of(b"data")))
             return result
 
-        store.db.write_sync = write_sync
+        store.db.write = write
         made.commit_sync()
         settle(store)
         assert files(tmp_path) == []

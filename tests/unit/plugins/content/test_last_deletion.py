@@ -5,15 +5,19 @@ The deletion is played between two given steps. Whatever the order, who wrote ha
 
 import asyncio
 import contextlib
+import threading
 from pathlib import Path
 
 import pytest
 
 from orlop.base.errdefs import NotFoundError
+from orlop.core.content.writer import ContentWriter
 from orlop.core.metadata import Database
 from orlop.core.metadata.trash import Trash
 from orlop.oci.digest import Digest
-from orlop.plugins.content.local import LocalStore, writer
+from orlop.plugins.content.local import LocalStore
+from orlop.plugins.content.local.writing import LocalIngest
+from tests.unit.plugins.content.blocking import Blocking
 
 DATA = b"last" * 1000
 DIGEST = Digest.of(DATA)
@@ -22,7 +26,7 @@ DIGEST = Digest.of(DATA)
 @pytest.fixture
 def store(tmp_path):
     with Database(tmp_path / "meta.db") as db, Trash(tmp_path, db) as trash:
-        one = LocalStore(tmp_path / "content", db, trash)
+        one = Blocking(LocalStore(tmp_path / "content", db, trash))
         try:
             yield one
         finally:
@@ -49,7 +53,9 @@ def emptied(store):
 
 def delete(store):
     """The last record goes, and what is in the trash with it, at once."""
-    asyncio.run(store.delete("first", DIGEST))
+    in_thread = threading.Thread(target=lambda: asyncio.run(store.delete("first", DIGEST)))
+    in_thread.start()
+    in_thread.join()
     emptied(store)
 
 
@@ -64,11 +70,11 @@ def test_who_writes_has_the_bytes(store, monkeypatch, step, claim):
             played.append(at)
             delete(store)
 
-    place, rename = writer.LocalWriter._place, writer.LocalWriter._rename
+    place, rename = ContentWriter._place, LocalIngest._rename
 
-    def placing(self, *arguments):
+    async def placing(self, *arguments):
         play("place")
-        answer = place(self, *arguments)
+        answer = await place(self, *arguments)
         play("record")  # the bytes are where blobs are, the row is not there yet
         return answer
 
@@ -76,8 +82,8 @@ def test_who_writes_has_the_bytes(store, monkeypatch, step, claim):
         play("rename")
         return rename(self, target)
 
-    monkeypatch.setattr(writer.LocalWriter, "_place", placing)
-    monkeypatch.setattr(writer.LocalWriter, "_rename", renaming)
+    monkeypatch.setattr(ContentWriter, "_place", placing)
+    monkeypatch.setattr(LocalIngest, "_rename", renaming)
     assert put(store, "second", before_commit=lambda: play("open"), claim=claim) == DIGEST
     play("recorded")
     if not played:  # a claim renames nothing

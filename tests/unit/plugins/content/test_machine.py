@@ -14,6 +14,7 @@ from orlop.core.metadata import Database
 from orlop.core.metadata.trash import Trash
 from orlop.oci.digest import Digest
 from orlop.plugins.content.local import LocalStore
+from tests.unit.plugins.content.blocking import Blocking
 
 refs = st.sampled_from(["r0", "r1"])
 spaces = st.sampled_from(["a", "b"])
@@ -35,7 +36,7 @@ class Contents(RuleBasedStateMachine):
     def start(self):
         self.db = Database(self.root / "meta.db").__enter__()
         self.trash = Trash(self.root, self.db).__enter__()
-        self.store = LocalStore(self.root / "content", self.db, self.trash)
+        self.store = Blocking(LocalStore(self.root / "content", self.db, self.trash))
 
     def stop(self):
         self.store.close()
@@ -52,7 +53,7 @@ class Contents(RuleBasedStateMachine):
     def restart(self):
         """As after a kill: open writers are gone, what they wrote is there."""
         for writer in self.writers.values():
-            writer._ingest._close()
+            writer._ingest.files._close()
         self.writers.clear()
         self.stop()
         self.start()

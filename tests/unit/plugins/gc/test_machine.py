@@ -32,6 +32,7 @@ from orlop.plugins.content.local import LocalStore
 from orlop.testing.fake_snapshotter import FakeSnapshotter
 from orlop.testing.snapshots import NAME, Bench
 from tests.unit.core.gc.rules import FUTURE, PAST, Plan, naive
+from tests.unit.plugins.content.blocking import Blocking
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 BLOBS = {str(Digest.of(data)): data for data in (b"one", b"two", b"three")}
@@ -67,7 +68,7 @@ class Collection(RuleBasedStateMachine):
     def start(self):
         self.bench = Bench(self.directory, lambda _root: self.snapshotter).__enter__()
         self.db = self.bench.db
-        self.content = LocalStore(self.bench.root / "content", self.db, self.bench.trash)
+        self.content = Blocking(LocalStore(self.bench.root / "content", self.db, self.bench.trash))
         self.leases, self.images = LeaseStore(self.db), ImageStore(self.db)
         self.containers = ContainerStore(self.db)
 

@@ -16,7 +16,7 @@ from orlop.core.metadata import Transaction
 from orlop.oci.digest import Digest
 
 if TYPE_CHECKING:
-    from orlop.plugins.content.local.store import LocalStore
+    from orlop.plugins.content.local.blobs import LocalBlobs
 
 log: Final = logging.getLogger(__name__)
 
@@ -34,36 +34,37 @@ class Swept:
     unknown: tuple[Path, ...] = ()
 
 
-def sweep(store: "LocalStore") -> Swept:
+def sweep(blobs: "LocalBlobs") -> Swept:
     """Sweep once; blocks, and may run while the store is used."""
-    found, unknown = _blobs(store.root / "blobs")
-    known = {row["digest"] for row in store.db.all("SELECT digest FROM blobs")}
-    blobs = [digest for batch in _batches(sorted(found - known)) for digest in store.discard_blobs(batch)]
-    keys = set(_entries(store.root / "ingest")) - {row["key"] for row in store.db.all("SELECT key FROM ingests")}
-    ingests = [key for batch in _batches(sorted(keys)) for key in store.discard_ingests(batch)]
-    missing = [digest for digest in sorted(known - found) if _is_missing(store, digest)]
-    swept = Swept(blobs=tuple(blobs), ingests=tuple(ingests), missing=tuple(missing), unknown=tuple(unknown))
+    found, unknown = _blobs(blobs.directory / "blobs")
+    known = {row["digest"] for row in blobs.db.all("SELECT digest FROM blobs")}
+    gone = [digest for batch in _batches(sorted(found - known)) for digest in discard_blobs(blobs, batch)]
+    keys = set(_entries(blobs.directory / "ingest")) - {row["key"] for row in blobs.db.all("SELECT key FROM ingests")}
+    ingests = [key for batch in _batches(sorted(keys)) for key in discard_ingests(blobs, batch)]
+    missing = [digest for digest in sorted(known - found) if _is_missing(blobs, digest)]
+    swept = Swept(blobs=tuple(gone), ingests=tuple(ingests), missing=tuple(missing), unknown=tuple(unknown))
     _tell(swept)
     return swept
 
 
-def discard_blobs(store: "LocalStore", tx: Transaction, digests: list[str]) -> list[str]:
-    """Throw away those of the blobs that still have no row."""
-    return [
-        digest
-        for digest in digests
-        if tx.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,)) is None and store.remove_blob(tx, digest)
-    ]
+def discard_blobs(blobs: "LocalBlobs", digests: list[str]) -> list[str]:
+    """Throw away those of the blobs that still have no row; returns which."""
+
+    def discard(tx: Transaction) -> list[str]:
+        rowless = (one for one in digests if tx.one("SELECT 1 FROM blobs WHERE digest = ?", (one,)) is None)
+        return [digest for digest in rowless if blobs.discard(tx, digest)]
+
+    return blobs.db.write_sync(discard)
 
 
-def discard_ingests(store: "LocalStore", tx: Transaction, keys: list[str]) -> list[str]:
-    """Throw away those of the ingests' directories that still have no row."""
-    return [
-        key
-        for key in keys
-        if tx.one("SELECT 1 FROM ingests WHERE key = ?", (key,)) is None
-        and store.trash.take(tx, store.ingest_path(key))
-    ]
+def discard_ingests(blobs: "LocalBlobs", keys: list[str]) -> list[str]:
+    """Throw away those of the ingests' directories that still have no row; returns which."""
+
+    def discard(tx: Transaction) -> list[str]:
+        rowless = (one for one in keys if tx.one("SELECT 1 FROM ingests WHERE key = ?", (one,)) is None)
+        return [key for key in rowless if blobs.discard_ingest(tx, key)]
+
+    return blobs.db.write_sync(discard)
 
 
 def _blobs(directory: Path) -> tuple[set[str], list[Path]]:
@@ -89,10 +90,10 @@ def _batches(items: list[str]) -> Iterator[list[str]]:
         yield items[start : start + BATCH]
 
 
-def _is_missing(store: "LocalStore", digest: str) -> bool:
+def _is_missing(blobs: "LocalBlobs", digest: str) -> bool:
     """Whether a row has no bytes, looked at once more: it may have gone, or come, since the listing."""
-    row = store.db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,))
-    return row is not None and not store.blob_path(digest).exists()
+    row = blobs.db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,))
+    return row is not None and not blobs.exists(digest)
 
 
 def _tell(swept: Swept) -> None:

@@ -1,0 +1,145 @@
+"""Blobs and ingests as files of this machine.
+
+    <root>/blobs/<algorithm>/<hex>      mode 0444; complete, synced and verified from the moment it has this name
+           ingest/<key>/                see `ingest.py`
+
+What guards what:
+
+    the writer of meta.db       the rename of a blob, or of an ingest's directory, into the trash
+    `_commits`                  digests whose blob was placed and has no row yet: whoever removes a blob's last record
+                                looks here, under `_commits_lock`, and leaves the file to the commit; the transaction
+                                that makes the row takes its digest out
+"""
+
+import asyncio
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from orlop.core.content.settling import settle
+from orlop.core.metadata import Database, Transaction
+from orlop.core.metadata.trash import Trash
+from orlop.core.mount import disk
+from orlop.oci.digest import Digest
+from orlop.plugins.content.local.ingest import stat_data
+from orlop.plugins.content.local.writing import LocalIngest
+
+T = TypeVar("T")
+
+THREADS: Final = 8
+SMALL_SIZE: Final = 256 << 10
+"""Bytes up to which a read happens on the event loop: manifests and configurations, which the page cache has."""
+
+
+class LocalReader:
+    """See `orlop.core.content.Reader`; `fd` can be read by whoever holds the reader."""
+
+    def __init__(self, blobs: "LocalBlobs", fd: int, size: int) -> None:
+        self._blobs = blobs
+        self.fd = fd
+        self.size = size
+
+    async def read_at(self, offset: int, length: int) -> bytes:
+        if min(length, self.size - offset) <= SMALL_SIZE:
+            return self.pread(offset, length)
+        return await self._blobs.run(lambda: self.pread(offset, length))
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """`read_at` for threads."""
+        try:
+            return os.pread(self.fd, length, offset)
+        except OSError as error:
+            path = os.readlink(f"/proc/self/fd/{self.fd}")
+            raise disk.failure(f"content {path}: read at {offset}", path, error) from error
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class LocalBlobs:
+    """See `orlop.core.content.blobs.Blobs`."""
+
+    def __init__(self, root: Path, db: Database, trash: Trash) -> None:
+        self.directory = root
+        self.db = db
+        self.trash = trash
+        self._blobs = f"{root}/blobs/"
+        self._commits: Counter[str] = Counter()
+        self._commits_lock = threading.Lock()
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="orlop-content")
+
+    def close(self) -> None:
+        self._executor.shutdown()
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run blocking work in the store's threads; a caller that is cancelled leaves when it has ended."""
+        return await settle(asyncio.get_running_loop().run_in_executor(self._executor, work))
+
+    # Blobs.
+
+    def path(self, digest: str) -> Path:
+        """Where the blob's file is if it is there."""
+        parsed = Digest.parse(digest)
+        return self.directory / "blobs" / parsed.algorithm / parsed.hex
+
+    def open(self, digest: str, size: int) -> LocalReader | None:
+        path = f"{self._blobs}{digest.replace(':', '/')}"  # `path`, without the price of pathlib
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        return LocalReader(self, fd, size)
+
+    def exists(self, digest: str) -> bool:
+        return self.path(digest).exists()
+
+    def discard(self, tx: Transaction, digest: str) -> bool:
+        with self._commits_lock:
+            return digest not in self._commits and self.trash.take(tx, self.path(digest))
+
+    # Ingests.
+
+    def ingest(self, key: str, name: str, algorithm: str) -> LocalIngest:
+        return LocalIngest(self, self.ingest_path(key), name, algorithm)
+
+    def ingest_path(self, key: str) -> Path:
+        """The directory of an ingest."""
+        return self.directory / "ingest" / key
+
+    def discard_ingest(self, tx: Transaction, key: str) -> bool:
+        return self.trash.take(tx, self.ingest_path(key))
+
+    async def measure(self, keys: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        return {key: stat_data(self.ingest_path(key)) for key in keys}
+
+    def length(self, key: str) -> int:
+        return stat_data(self.ingest_path(key))[0]
+
+    # For the ingests.
+
+    def begin_commit(self, digest: str) -> None:
+        """From now on nobody removes the blob's file, until `end_commit`."""
+        with self._commits_lock:
+            self._commits[digest] += 1
+
+    def end_commit(self, digest: str) -> None:
+        with self._commits_lock:
+            self._commits[digest] -= 1
+            if not self._commits[digest]:
+                del self._commits[digest]
+
+    def take_back(self, digest: str, data: Path) -> None:
+        """Give a blob's file back to its ingest if there is no row of it and nobody else commits it."""
+        path = self.path(digest)
+        with self._commits_lock:
+            if self._commits[digest] > 1 or not data.parent.is_dir() or not path.exists():
+                return
+            if self.db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,)) is None:
+                os.rename(path, data)
+                os.chmod(data, 0o600)

@@ -1,0 +1,115 @@
+"""An ingest for the writer that has it: small data are written on the event loop, big ones in threads.
+
+The order in which it becomes a blob: sync the data; check the digest; say that this digest is being committed, so that
+nobody who removes its last record takes the file away; rename into place; sync the directory. What a crash leaves is
+an ingest, or a blob without a row, which is swept.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from orlop.core.content.blobs import require_expected
+from orlop.core.metadata import Transaction
+from orlop.core.mount import disk
+from orlop.oci.digest import HEX_LENGTHS, Digest
+from orlop.plugins.content.local.ingest import Ingest, stat_data, sync_directory
+
+if TYPE_CHECKING:
+    from orlop.plugins.content.local.blobs import LocalBlobs
+
+INLINE_SIZE: Final = 64 << 10
+"""Bytes up to which a write happens on the event loop: hashing and copying them takes less than a thread's wake-up."""
+
+
+class LocalIngest:
+    """See `orlop.core.content.blobs.Ingest`."""
+
+    def __init__(self, blobs: "LocalBlobs", directory: Path, name: str, algorithm: str) -> None:
+        self._blobs = blobs
+        self._placed: Digest | None = None
+        self.files = Ingest(directory, name, algorithm)
+        self.written_at = 0
+
+    @property
+    def offset(self) -> int:
+        return self.files.offset
+
+    async def exists(self) -> bool:
+        return self.files.data.exists()
+
+    async def open(self, *, fresh: bool) -> None:
+        await self._blobs.run(lambda: self._open(fresh))
+
+    def _open(self, fresh: bool) -> None:
+        self.files.open(fresh=fresh)
+        self.written_at = stat_data(self.files.directory)[1]
+
+    def digest(self) -> Digest:
+        return self.files.digest()
+
+    async def write(self, data: bytes) -> None:
+        if len(data) <= INLINE_SIZE:
+            self.files.write(data)
+        else:
+            await self._blobs.run(lambda: self.files.write(data))
+
+    async def truncate(self) -> None:
+        await self._blobs.run(self.files.truncate)
+
+    async def place(self, expected: str) -> Digest:
+        return await self._blobs.run(lambda: self._place(expected))
+
+    def _place(self, expected: str) -> Digest:
+        algorithm = expected.partition(":")[0]
+        digest = self.files.rehash(algorithm) if algorithm in HEX_LENGTHS else self.files.digest()
+        require_expected(digest, expected)
+        self.files.sync()
+        self._blobs.begin_commit(digest)
+        try:
+            self._rename(self._blobs.path(digest))
+        except BaseException:
+            with contextlib.suppress(OSError):  # what has no row is swept after the next start
+                self._blobs.take_back(digest, self.files.data)
+            self._blobs.end_commit(digest)
+            raise
+        self._placed = digest
+        return digest
+
+    def _rename(self, target: Path) -> None:
+        with disk.in_words(f"ingest {self.files.name}: commit", self._blobs.directory):
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not target.exists():
+                os.chmod(self.files.data, 0o444)
+                os.rename(self.files.data, target)
+            # Also if another commit has placed it, which may not have come so far yet.
+            sync_directory(target.parent)
+
+    def recorded(self, tx: Transaction) -> None:
+        """With the transaction the commit ends, not when its caller hears of it: who deletes the record right
+        afterwards must take the file as well.
+        """
+        digest = self._placed
+        assert digest is not None
+        self._blobs.end_commit(digest)
+        tx.on_rollback(lambda: self._blobs.begin_commit(digest))
+
+    async def take_back(self) -> None:
+        await self._blobs.run(self._take_back)
+
+    def _take_back(self) -> None:
+        digest, self._placed = self._placed, None
+        assert digest is not None
+        self._blobs.take_back(digest, self.files.data)
+        self._blobs.end_commit(digest)
+
+    async def close(self, *, keep: bool) -> None:
+        await self._blobs.run(lambda: self.files.close(keep=keep))
+
+    async def remove(self) -> None:
+        await self._blobs.run(self._remove)
+
+    def _remove(self) -> None:
+        self.files.close(keep=False)
+        self.files.remove()
