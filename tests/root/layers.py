@@ -69,11 +69,35 @@ def apply_bytes(
 
     async def run() -> Applied:
         async with Pool(1) as pool:
-            return await apply(
-                pool, path, LayerBlob(media_type="", digest=digest(blob)), Plan.of(mounts), limits=limits, image=image
-            )
+            layer = LayerBlob(media_type="", digest=digest(blob))
+            return await apply_file(pool, path, layer, Plan.of(mounts), limits=limits, image=image)
 
     return asyncio.run(run())
+
+
+async def apply_file(
+    pool: Pool, path: Path, layer: LayerBlob, plan: Plan, *, limits: Limits | None = None, image: str = ""
+) -> Applied:
+    """Apply a blob that is a file."""
+    blob = File(path)
+    try:
+        return await apply(pool, blob, layer, plan, limits=limits, image=image)
+    finally:
+        blob.close()
+
+
+class File:
+    """See `orlop.core.content.Reader`."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self.fd).st_size
+
+    async def read_at(self, offset: int, length: int) -> bytes:
+        return os.pread(self.fd, length, offset)
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 class Stack:

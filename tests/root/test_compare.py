@@ -23,7 +23,6 @@ from orlop.base.errdefs import InvalidArgumentError, OrlopError, ResourceExhaust
 from orlop.core.content import Info, Status
 from orlop.core.diff import LayerBlob
 from orlop.core.diff.apply import Plan as Unpacking
-from orlop.core.diff.apply import apply
 from orlop.core.diff.compare import Made, Plan, make
 from orlop.core.diff.stream import Compression
 from orlop.core.diff.workers import Pool
@@ -31,6 +30,7 @@ from orlop.core.mount import Mount
 from orlop.core.mount.perform import temp_mount
 from orlop.oci.digest import Digest
 from orlop.testing.trees import all_kinds, describe
+from tests.root.layers import apply_file
 
 pytestmark = pytest.mark.root
 
@@ -87,7 +87,7 @@ class Workers:
             file.write(layer)
             file.flush()
             blob = LayerBlob(media_type="", digest="sha256:0")
-            self._runner.run(apply(self._pool, Path(file.name), blob, Unpacking.of(mounts)))
+            self._runner.run(apply_file(self._pool, Path(file.name), blob, Unpacking.of(mounts)))
 
     def cancelled(self, lower: list[Mount], upper: list[Mount], writer: "Stuck") -> None:
         """Compare, and cancel when the writer is stuck."""

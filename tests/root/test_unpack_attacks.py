@@ -21,7 +21,7 @@ from orlop.base.errdefs import (
 )
 from orlop.core import trees
 from orlop.core.diff import LayerBlob
-from orlop.core.diff.apply import Plan, apply
+from orlop.core.diff.apply import Plan
 from orlop.core.diff.extract import Limits
 from orlop.core.diff.workers import Pool
 from orlop.core.mount import Mount
@@ -29,7 +29,7 @@ from orlop.core.mount.perform import temp_mount
 from orlop.core.snapshots.directories import usage
 from tests.hostile import tarballs as raw
 from tests.hostile.tarballs import archive, directory, hardlink, member, pax, symlink
-from tests.root.layers import Stack, apply_bytes, digest, tree
+from tests.root.layers import Stack, apply_bytes, apply_file, digest, tree
 
 pytestmark = pytest.mark.root
 
@@ -265,7 +265,7 @@ def stalled(tmp_path, target, scenario):
         stop = Stalled(tmp_path, target)
         try:
             async with Pool(1) as pool:
-                job = asyncio.ensure_future(apply(pool, stop.path, stop.layer(), Plan.of(plain(target))))
+                job = asyncio.ensure_future(apply_file(pool, stop.path, stop.layer(), Plan.of(plain(target))))
                 await stop.under_way()
                 assert len(workers(pool)) == 2
                 await scenario(pool, job)
@@ -273,7 +273,7 @@ def stalled(tmp_path, target, scenario):
                 # and the next layer is unpacked as if nothing had been
                 blob = tmp_path / "next"
                 blob.write_bytes(archive(member(b"next")))
-                await apply(pool, blob, stop.layer(), Plan.of(plain(target)))
+                await apply_file(pool, blob, stop.layer(), Plan.of(plain(target)))
                 assert (target / "next").exists()
         finally:
             stop.close()
@@ -313,7 +313,7 @@ def test_a_killed_zygote_takes_its_jobs_along(tmp_path, target):
         stop = Stalled(tmp_path, target)
         try:
             async with Pool(1) as pool:
-                job = asyncio.ensure_future(apply(pool, stop.path, stop.layer(), Plan.of(plain(target))))
+                job = asyncio.ensure_future(apply_file(pool, stop.path, stop.layer(), Plan.of(plain(target))))
                 await stop.under_way()
                 found = workers(pool)
                 assert pool._process is not None
@@ -323,7 +323,7 @@ def test_a_killed_zygote_takes_its_jobs_along(tmp_path, target):
                 assert await _gone(lambda: [pid for pid in found if _runs(pid)])
                 blob = tmp_path / "next"
                 blob.write_bytes(archive(member(b"next")))
-                await apply(pool, blob, stop.layer(), Plan.of(plain(target)))
+                await apply_file(pool, blob, stop.layer(), Plan.of(plain(target)))
         finally:
             stop.close()
 
@@ -356,8 +356,8 @@ def test_two_jobs_at_once_do_not_disturb_each_other(tmp_path, target):
     async def run():
         async with Pool(2) as pool:
             return await asyncio.gather(
-                apply(pool, good, layer, Plan.of(plain(target))),
-                apply(pool, bad, layer, Plan.of(plain(target))),
+                apply_file(pool, good, layer, Plan.of(plain(target))),
+                apply_file(pool, bad, layer, Plan.of(plain(target))),
                 return_exceptions=True,
             )
 

@@ -12,7 +12,6 @@ Source: containerd's core/content/content.go.
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Protocol
 
 from orlop.base import filters
@@ -64,6 +63,11 @@ class Reader(Protocol):
     @property
     def size(self) -> int:
         """Bytes of the whole blob."""
+        ...
+
+    @property
+    def fd(self) -> int | None:
+        """A descriptor of the blob's file for whoever holds the reader, or None if it is no file of this machine."""
         ...
 
     async def read_at(self, offset: int, length: int) -> bytes:
@@ -195,8 +199,8 @@ class Store(Protocol):
         ...
 
 
-class LocalStore(Store, Protocol):
-    """A store whose blobs are files here, for who reads them without a copy.
+class WatchedStore(Store, Protocol):
+    """The daemon's own store, for who must know at once what happens in it.
 
     Attributes:
         on_labelled: called on the event loop with the namespace and what a blob's record is now that it was updated.
@@ -208,14 +212,6 @@ class LocalStore(Store, Protocol):
 
     def find(self, namespace: str, digest: str) -> Info | None:
         """The namespace's record of a blob, if it has one. Does not wait."""
-        ...
-
-    def blob_path(self, digest: str) -> Path:
-        """The file of a blob, whether it is there or not.
-
-        Raises:
-            InvalidArgumentError: it is no digest.
-        """
         ...
 
 

@@ -120,12 +120,13 @@ class Blobs(Protocol):
         """
         ...
 
-    def ingest(self, key: str, name: str, algorithm: str) -> Ingest:
+    def ingest(self, key: str, name: str, *, algorithm: str, total: int) -> Ingest:
         """The ingest of that key, not opened.
 
         Args:
             name: `<namespace>/<ref>`, for people.
             algorithm: of the digest that it will probably be asked for.
+            total: bytes that will come, or 0.
         """
         ...
 
@@ -139,6 +140,13 @@ class Blobs(Protocol):
 
     def length(self, key: str) -> int:
         """How many bytes an ingest has, if that can be told without waiting; else 0."""
+        ...
+
+    def sweep(self) -> object:
+        """Bring rows and bytes together again after a start, or begin to; blocks, in any thread but the event loop's.
+
+        What it removes or misses is told in the log.
+        """
         ...
 
     def close(self) -> None:

@@ -105,14 +105,14 @@ class Opening:
     async def _open(self, row: rows.IngestRow) -> ContentWriter:
         """Open the bytes and make the writer, which has the lock from then on."""
         algorithm = "sha256" if self._expected is None else self._expected.algorithm
-        ingest = self._store.blobs.ingest(row.key, f"{row.namespace}/{row.ref}", algorithm)
+        total = row.total or self._total
+        ingest = self._store.blobs.ingest(row.key, f"{row.namespace}/{row.ref}", algorithm=algorithm, total=total)
         fresh = row.key == self._key
         shared = self._shared
         if shared is not None and not fresh and await ingest.exists():
             shared = None
         if shared is None:
             await ingest.open(fresh=fresh)
-        total = row.total or self._total
         writer = ContentWriter(
             self._store, row, ingest=ingest, total=total, lease=self._lease, owner_uid=self._owner_uid, shared=shared
         )

@@ -47,6 +47,7 @@ class ProxyReader:
         self._channel = channel
         self._digest = digest
         self.size = size
+        self.fd: int | None = None
 
     async def read_at(self, offset: int, length: int) -> bytes:
         parts = []

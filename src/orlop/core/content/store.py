@@ -36,7 +36,7 @@ _SLOW_LOCK_S: Final = 30.0
 
 
 class ContentStore:
-    """See `orlop.core.content.Store`, and `orlop.core.gc.collector.ContentRemover`."""
+    """See `orlop.core.content.WatchedStore`, and `orlop.core.gc.collector.ContentRemover`."""
 
     def __init__(self, db: Database, blobs: Blobs, *, policy: SharingPolicy = SharingPolicy.SHARED) -> None:
         self.db = db
@@ -56,6 +56,10 @@ class ContentStore:
     async def aclose(self) -> None:
         """`close` without blocking the event loop."""
         await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    def sweep(self) -> object:
+        """Bring bytes and rows together again after a start; see `Blobs.sweep`. May run while the store is used."""
+        return self.blobs.sweep()
 
     # Blobs.
 

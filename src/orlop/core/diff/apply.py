@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from orlop.base import errdefs
+from orlop.core.content import Reader
 from orlop.core.diff import Applied, LayerBlob
 from orlop.core.diff.extract import Limits
 from orlop.core.diff.processors import Step, running
+from orlop.core.diff.reading import reading
 from orlop.core.diff.workers import JobError, Pool
 from orlop.core.mount import Mount, disk, options
 
@@ -98,7 +100,7 @@ class Plan:
 
 async def apply(
     pool: Pool,
-    path: Path,
+    blob: Reader,
     layer: LayerBlob,
     plan: Plan,
     *,
@@ -109,20 +111,16 @@ async def apply(
     payloads: Mapping[str, bytes] | None = None,
     image: str = "",
 ) -> Applied:
-    """Unpack the blob at `path` as `plan` says; see `Differ.apply` for what is raised.
+    """Unpack a blob as `plan` says; see `Differ.apply` for what is raised.
 
     Args:
-        path: the blob's file; opened here, so that it may be removed meanwhile.
+        blob: stays the caller's, to be closed.
         image: where to make a file system image of the layer instead, which whoever gave the mounts stacks in its
             stead. A layer that cannot be one is unpacked.
         sync: write the tree to disk before this returns.
         steps: stream processors that the blob goes through first.
         payloads: what they are given, by their ids.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise errdefs.NotFoundError(f"content {layer.digest}") from error
 
     def tell(message: dict[str, Any]) -> None:
         if progress is not None and "progress" in message:
@@ -130,7 +128,10 @@ async def apply(
 
     async def run(image: str) -> dict[str, Any]:
         request = plan.request(sync=sync, limits=limits or Limits(), image=image)
-        async with running(steps, descriptor, payloads or {}) as source:
+        async with (
+            reading(blob, layer.digest) as descriptor,
+            running(steps, descriptor, payloads or {}) as source,
+        ):
             return await pool.run(request, source, tell=tell)
 
     try:
@@ -140,12 +141,12 @@ async def apply(
             if error.message["kind"] != "unsuitable":
                 raise
             log.info("layer is unpacked", extra={"digest": layer.digest, "reason": error.message["text"]})
-            os.lseek(descriptor, 0, os.SEEK_SET)
+            if blob.fd is not None:
+                os.lseek(blob.fd, 0, os.SEEK_SET)
             done = await run("")
     except JobError as error:
-        raise failure(f"layer {layer.digest}", error, written=plan.directory, read=path) from error
-    finally:
-        os.close(descriptor)
+        read = None if blob.fd is None else Path(os.readlink(f"/proc/self/fd/{blob.fd}"))
+        raise failure(f"layer {layer.digest}", error, written=plan.directory, read=read) from error
     usage = done["usage"] or (None, None)
     return Applied(
         digest=done["digest"],

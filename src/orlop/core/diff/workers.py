@@ -245,18 +245,12 @@ async def _reap(process: "subprocess.Popen[bytes]") -> None:
 
 
 async def _send(control: socket.socket, data: bytes, fds: list[int]) -> None:
-    loop = asyncio.get_running_loop()
     while True:
         try:
             socket.send_fds(control, [data], fds)
             return
         except BlockingIOError:
-            free = loop.create_future()
-            loop.add_writer(control, _set, free)
-            try:
-                await free
-            finally:
-                loop.remove_writer(control)
+            await writable(control.fileno())
         except OSError as error:
             raise errdefs.UnavailableError(f"unpack workers: {error.strerror}") from error
 
@@ -270,6 +264,17 @@ async def readable(fd: int) -> None:
         await ready
     finally:
         loop.remove_reader(fd)
+
+
+async def writable(fd: int) -> None:
+    """Wait until a descriptor can be written, or nobody reads it any more."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_writer(fd, _set, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(fd)
 
 
 def _set(future: "asyncio.Future[None]") -> None:

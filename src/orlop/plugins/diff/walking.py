@@ -11,7 +11,7 @@ from typing import Final
 from orlop.base.errdefs import OrlopError, ResourceExhaustedError
 from orlop.base.platforms import default_string
 from orlop.base.quoting import quote
-from orlop.core.content import LocalStore
+from orlop.core.content import Reader, WatchedStore
 from orlop.core.diff import Applied, LayerBlob
 from orlop.core.diff.ahead import Ahead
 from orlop.core.diff.apply import Plan, apply
@@ -42,11 +42,11 @@ class Config:
 
 
 class Walking:
-    """Implements `orlop.core.diff.Differ` on the local content store."""
+    """Implements `orlop.core.diff.Differ` on a content store."""
 
     def __init__(
         self,
-        content: LocalStore,
+        content: WatchedStore,
         snapshots: Stores,
         pool: Pool,
         processors: Mapping[str, StreamProcessor],
@@ -79,15 +79,18 @@ class Walking:
     ) -> Applied:
         await self._content.info(namespace, layer.digest)
         steps = chain(layer.media_type, self._processors)
-        path = self._content.blob_path(layer.digest)
         image = self._snapshots.image(mounts) or ""
         try:
             applied = None if sync or steps or image else await self._taken(namespace, layer, mounts)
             if applied is None:
-                async with self._performed(namespace, mounts) as left, self._within_quota(namespace) as limits:
+                async with (
+                    self._performed(namespace, mounts) as left,
+                    self._within_quota(namespace) as limits,
+                    self._opened(namespace, layer.digest) as blob,
+                ):
                     applied = await apply(
                         self._pool,
-                        path,
+                        blob,
                         layer,
                         Plan.of(left),
                         sync=sync,
@@ -142,8 +145,8 @@ class Walking:
 
     async def _unpack_alone(self, namespace: str, layer: LayerBlob, directory: Path) -> Applied:
         plan = Plan(mounts=(), directory=os.fspath(directory), overlay=True, alone=True)
-        async with self._within_quota(namespace) as limits:
-            return await apply(self._pool, self._content.blob_path(layer.digest), layer, plan, limits=limits)
+        async with self._within_quota(namespace) as limits, self._opened(namespace, layer.digest) as blob:
+            return await apply(self._pool, blob, layer, plan, limits=limits)
 
     @contextlib.asynccontextmanager
     async def _within_quota(self, namespace: str) -> AsyncIterator[Limits | None]:
@@ -169,13 +172,20 @@ class Walking:
                 hint="remove what is not needed, or have the quota raised on root's socket",
             ) from error
 
+    @contextlib.asynccontextmanager
+    async def _opened(self, namespace: str, digest: str) -> AsyncIterator[Reader]:
+        reader = await self._content.reader(namespace, digest)
+        try:
+            yield reader
+        finally:
+            reader.close()
+
     async def _layers(self, namespace: str, digest: str) -> Sequence[LayerBlob]:
         try:
-            info = await self._content.info(namespace, digest)
-            if info.size > MAX_MANIFEST_SIZE:
-                return ()
-            blob = await asyncio.to_thread(self._content.blob_path(digest).read_bytes)
-            manifest = decode_manifest(blob, what=f"manifest {digest}")
+            async with self._opened(namespace, digest) as blob:
+                if blob.size > MAX_MANIFEST_SIZE:
+                    return ()
+                manifest = decode_manifest(await blob.read_at(0, blob.size), what=f"manifest {digest}")
         except (OrlopError, OSError):
             return ()  # whoever unpacks it will be told
         return [

@@ -25,7 +25,9 @@ from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.trash import Trash
 from orlop.core.mount import disk
 from orlop.oci.digest import Digest
+from orlop.plugins.content.local import sweep as sweeping
 from orlop.plugins.content.local.ingest import stat_data
+from orlop.plugins.content.local.sweep import Swept
 from orlop.plugins.content.local.writing import LocalIngest
 
 T = TypeVar("T")
@@ -36,11 +38,11 @@ SMALL_SIZE: Final = 256 << 10
 
 
 class LocalReader:
-    """See `orlop.core.content.Reader`; `fd` can be read by whoever holds the reader."""
+    """See `orlop.core.content.Reader`."""
 
     def __init__(self, blobs: "LocalBlobs", fd: int, size: int) -> None:
         self._blobs = blobs
-        self.fd = fd
+        self.fd: int | None = fd
         self.size = size
 
     async def read_at(self, offset: int, length: int) -> bytes:
@@ -50,6 +52,7 @@ class LocalReader:
 
     def pread(self, offset: int, length: int) -> bytes:
         """`read_at` for threads."""
+        assert self.fd is not None  # closed
         try:
             return os.pread(self.fd, length, offset)
         except OSError as error:
@@ -57,8 +60,8 @@ class LocalReader:
             raise disk.failure(f"content {path}: read at {offset}", path, error) from error
 
     def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
+        fd, self.fd = self.fd, None
+        if fd is not None:
             os.close(fd)
 
 
@@ -105,7 +108,8 @@ class LocalBlobs:
 
     # Ingests.
 
-    def ingest(self, key: str, name: str, algorithm: str) -> LocalIngest:
+    def ingest(self, key: str, name: str, *, algorithm: str, total: int) -> LocalIngest:
+        del total  # how much will come is the `Room`'s to judge
         return LocalIngest(self, self.ingest_path(key), name, algorithm)
 
     def ingest_path(self, key: str) -> Path:
@@ -120,6 +124,9 @@ class LocalBlobs:
 
     def length(self, key: str) -> int:
         return stat_data(self.ingest_path(key))[0]
+
+    def sweep(self) -> Swept:
+        return sweeping.sweep(self)
 
     # For the ingests.
 

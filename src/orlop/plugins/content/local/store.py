@@ -6,14 +6,10 @@ from orlop.core.content import SharingPolicy
 from orlop.core.content.store import ContentStore
 from orlop.core.metadata import Database
 from orlop.core.metadata.trash import Trash
-from orlop.plugins.content.local import sweep as sweeping
 from orlop.plugins.content.local.blobs import LocalBlobs
-from orlop.plugins.content.local.sweep import Swept
 
 
 class LocalStore(ContentStore):
-    """See `orlop.core.content.LocalStore`."""
-
     blobs: LocalBlobs
 
     def __init__(self, root: Path, db: Database, trash: Trash, *, policy: SharingPolicy = SharingPolicy.SHARED) -> None:
@@ -24,7 +20,3 @@ class LocalStore(ContentStore):
     def blob_path(self, digest: str) -> Path:
         """Where the blob's file is if the store has it. Ask `find` whether a namespace may read it."""
         return self.blobs.path(digest)
-
-    def sweep(self) -> Swept:
-        """Bring files and rows together again; blocks, and may run while the store is used."""
-        return sweeping.sweep(self.blobs)
