@@ -1,6 +1,7 @@
 """What RFC 9113 demands of a server: which faults end a stream and which the connection, windows, ends; and floods."""
 
 import asyncio
+import random
 import struct
 
 import pytest
@@ -95,6 +96,44 @@ def test_a_fault_ends_the_calls_of_the_connection_and_of_no_other(running):
     assert client.end() is not None
     assert running.handlers.cancelled.acquire(timeout=30)
     assert bystander.call(1).status == OK
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_data_frames_that_come_together_are_what_each_is_alone(running, seed):
+    """Full frames behind each other are dealt with as one; others, short and empty ones come in between."""
+    dice = random.Random(seed)
+    payloads = {1: dice.randbytes(300_000), 3: dice.randbytes(150_000)}
+    left = {stream: message(payload) for stream, payload in payloads.items()}
+    client = running.client(settings=[(frames.INITIAL_WINDOW_SIZE, 1 << 20)], window=1 << 20)
+    sent = b""
+    for stream in payloads:
+        client.request(stream, payload=None, end=False)
+    while left:
+        stream = dice.choice(list(left))
+        for _ in range(dice.randint(1, 6)):
+            size = dice.choice([frames.DEFAULT_FRAME_SIZE] * 6 + [0, 1, 100])
+            sent += frame(frames.DATA, 0, stream, left[stream][:size])
+            left[stream] = left[stream][size:]
+        if not left[stream]:
+            sent += frame(frames.DATA, frames.END_STREAM, stream)
+            del left[stream]
+    while sent:
+        size = dice.choice([1, 8, 9, 10, 20_000, 100_000, 300_000])
+        client.raw(sent[:size])
+        sent = sent[size:]
+    for stream, payload in payloads.items():
+        assert client.answer(stream).messages == [payload]
+    assert running.state() == (1, 0, 0)
+
+
+def test_frames_behind_full_ones_are_judged_as_any(running):
+    client = running.client()
+    client.request(1, payload=None, end=False)
+    full = frame(frames.DATA, 0, 1, message(bytes(100_000))[: frames.DEFAULT_FRAME_SIZE])
+    client.raw(full + full + frame(frames.DATA, 0, 1, bytes(frames.DEFAULT_FRAME_SIZE + 1)))
+    goaway = client.end()
+    assert goaway is not None
+    assert goaway[1] == FRAME_SIZE_ERROR
 
 
 def without(name):

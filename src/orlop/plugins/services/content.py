@@ -189,8 +189,9 @@ class _WriteSession:
         if request.offset == 0 and offset > 0:
             await self._writer.truncate()
             offset = 0
-        await self._writer.write(request.data)
-        return offset + len(request.data)
+        data = request.data  # each look at it is a copy
+        await self._writer.write(data)
+        return offset + len(data)
 
     async def _refuse_known(self, expected: str) -> None:
         """A blob that the namespace has needs no ingest: throw it away and say so."""
