@@ -13,7 +13,7 @@ POWER_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup system peers demo test check check-format check-lint check-types check-imports check-protos \
-	test-trixie interop-trixie bench bench-scale fuzz soak power protos lock format
+	test-trixie interop-trixie bench bench-scale crash fuzz soak power protos lock format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ fuzz: setup ## bad input for FUZZ_SECONDS (300), then until FUZZ_INPUTS (a milli
 
 soak: setup ## load a daemon for MINUTES (20) and look for what leaks; latencies are printed
 	@$(BIN)/python -m tools.soak --minutes $(MINUTES) $(SOAK_ARGS)
+
+crash: setup ## kill a daemon at each fail point of each operation, and look (ONLY=…, POINTS=… pick by pattern)
+	@$(BIN)/python -m tools.crash $(if $(ONLY),--only "$(ONLY)") $(if $(POINTS),--points "$(POINTS)")
 
 power: setup ## let the power go at each write and flush of a daemon's life, and look at what is left; places x outcomes
 	@$(BIN)/python -m tools.power $(POWER_ARGS)

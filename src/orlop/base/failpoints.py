@@ -9,7 +9,8 @@ directory that only its owner may write to, and each passage is appended to `pas
 ACTION is done when NAME is passed for the TIMES-th time (1 by default), by whatever process; who arms removes
 `turns`, the count. ACTION is one of:
 
-- `kill`: SIGKILL to each PID, and when all are dead, go on; `self`, the default, is the process that is here.
+- `kill`: SIGKILL to each PID, and when all are dead, go on. `self`, the default, is the process that is here, `below`
+  all that it and they have started.
 - `error`: OSError(EIO), as from a failing disk.
 - `hold`: wait until `armed` is gone or names another point.
 
@@ -27,7 +28,44 @@ from typing import Final
 
 VARIABLE: Final = "ORLOP_FAILPOINTS"
 
-POINTS: Final[dict[str, str]] = {}
+POINTS: Final[dict[str, str]] = {
+    "content.ingest.made": "the directory and the data file of an ingest, empty or cut to what counts",
+    "content.ingest.noted": "how much of it is synced",
+    "content.ingest.written": "a part of its data",
+    "content.ingest.truncated": "its data, to nothing",
+    "content.ingest.synced": "its data",
+    "content.ingest.removed": "the ingest's directory, after the commit",
+    "content.commit.renamed": "the data file, to the blob's place",
+    "content.commit.synced": "the directory in which the blob is",
+    "content.commit.taken-back": "the blob, back to its ingest, after a transaction that was refused",
+    "content.commit.recorded": "the commit's transaction is durable; the ingest's directory is there",
+    "metadata.migration.applied": "a migration's statements; not committed",
+    "metadata.migration.committed": "one migration",
+    "metadata.batch.applied": "a batch of writes; not committed",
+    "metadata.batch.committed": "a batch of writes; no caller knows",
+    "metadata.reserve.filled": "the space for deletions on a full disk is taken",
+    "metadata.reserve.spent": "the space for deletions on a full disk is given up",
+    "snapshots.prepare.made": "a snapshot's directory",
+    "snapshots.prepare.filled": "what is in it; no row",
+    "snapshots.commit.synced": "the files of a snapshot that is committed; its row is that of an active one",
+    "snapshots.flush.synced": "the files of those that were committed before; their rows do not say so",
+    "snapshots.remove.freed": "what a snapshotter had beside the directory of a snapshot that has gone",
+    "native.prepare.copied": "the files of the parent",
+    "erofs.layer.mounted": "a layer's image",
+    "erofs.layer.unmounted": "a layer's image; the directory that it was mounted on is there",
+    "unpack.ahead.made": "the directory of a layer that is unpacked ahead of its turn",
+    "unpack.ahead.moved": "a file of it, to its snapshot",
+    "unpack.ahead.removed": "the directory of it",
+    "unpack.worker.spawned": "the process that jobs are forked from",
+    "unpack.job.sent": "a job, to it",
+    "unpack.job.told": "a job has said how far it is",
+    "unpack.job.done": "a job has said that all is done; its process may live",
+    "overlayfs.probe.mounted": "an overlay by which the kernel is tried at the start",
+    "erofs.probe.mounted": "an EROFS image and an overlay over it, by which the kernel is tried at the start",
+    "trash.take.renamed": "what is deleted, into the trash; its transaction is not committed",
+    "trash.recover.renamed": "what a lost transaction had taken, back to its place",
+    "trash.empty.unlinked": "an entry of the trash; its row is there",
+}
 """Name -> what has just happened when it is passed. A test holds it against the places in the code."""
 
 _HOLD_S: Final = 0.005
@@ -61,8 +99,11 @@ def _passed(directory_fd: int, name: str) -> None:
         while _armed(directory_fd)[:1] == [name]:
             time.sleep(_HOLD_S)
         return
-    for pid in [int(victim) for victim in victims if victim != "self"]:
-        _kill(pid)
+    for victim in victims:
+        if victim == "below":
+            _kill_below(os.getpid())
+        elif victim != "self":
+            _kill(int(victim))
     if not victims or "self" in victims:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -114,6 +155,22 @@ def _kill(pid: int) -> None:
             select.select([pid_fd], [], [])
         finally:
             os.close(pid_fd)
+
+
+def _kill_below(ancestor: int) -> None:
+    """Its descendants, parents first, or they might start others."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdigit():
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+                children.setdefault(parent, []).append(int(name))
+    pending = children.get(ancestor, [])
+    while pending:
+        pid = pending.pop()
+        _kill(pid)
+        pending += children.get(pid, [])
 
 
 def _open() -> int | None:

@@ -1,8 +1,8 @@
 """Does this kernel do that? Answered by trying, never by version.
 
 Mounts are tried through fsopen(2) and fsmount(2) and attached nowhere, so a probe leaves no trace in the mount table
-and needs no undoing when it dies. The floor is Linux 5.6 (openat2, pidfd_getfd). Verdicts about the host are
-remembered; those about a directory are not.
+and needs no undoing when it dies. Where it takes a file or a directory, that is what may be left (`SCRATCH`). The floor
+is Linux 5.6 (openat2, pidfd_getfd). Verdicts about the host are remembered; those about a directory are not.
 """
 
 import contextlib
@@ -14,10 +14,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from orlop.linux import mount as mnt
 from orlop.linux.openat2 import openat2
+
+SCRATCH: Final = ".probe-"
+"""What names begin with of files and directories that are made to try something; who is killed meanwhile leaves one."""
 
 CgroupMode = Literal["v1", "v2", "hybrid", "none"]
 
@@ -110,7 +113,7 @@ def overlay_lowerdir_plus(directory: str) -> bool:
 def native_whiteouts(directory: str) -> Verdict:
     """Whether character device 0:0 can be made in `directory`, which is overlayfs's whiteout."""
     try:
-        with tempfile.TemporaryDirectory(prefix=".probe-", dir=directory) as scratch:
+        with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=directory) as scratch:
             os.mknod(os.path.join(scratch, "whiteout"), stat.S_IFCHR | 0o000, os.makedev(0, 0))
     except OSError as error:
         return _no(f"make a whiteout in {directory}", error)
@@ -161,7 +164,7 @@ def _mounted(fstype: str, options: Iterable[str]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _overlay(directory: str, options: Iterable[str], *, separately: bool = False) -> Iterator[int]:
-    with tempfile.TemporaryDirectory(prefix=".probe-", dir=directory) as scratch:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=directory) as scratch:
         layers = [os.path.join(scratch, name) for name in ("l1", "l2", "u", "w")]
         for path in layers:
             os.mkdir(path)
@@ -176,7 +179,7 @@ def _overlay(directory: str, options: Iterable[str], *, separately: bool = False
 
 def _xattr(directory: str, name: str) -> Verdict:
     try:
-        with tempfile.NamedTemporaryFile(prefix=".probe-", dir=directory) as file:
+        with tempfile.NamedTemporaryFile(prefix=SCRATCH, dir=directory) as file:
             os.setxattr(file.fileno(), name, b"y")
     except OSError as error:
         return _no(f"set {name} in {directory}", error)

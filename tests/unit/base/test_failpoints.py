@@ -88,6 +88,29 @@ def test_another_process_is_killed_and_dead_before_this_one_goes_on(tmp_path):
         assert victim.wait(timeout=0) == -signal.SIGKILL
 
 
+def test_what_was_started_is_killed_too(tmp_path):
+    (tmp_path / "armed").write_text("one kill 1 below")
+    code = """
+import os, subprocess, sys
+from orlop.base import failpoints
+failpoints.POINTS["one"] = ""
+script = "sleep 100 & echo $!; wait"
+child = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True)
+grandchild = int(child.stdout.readline())
+failpoints.reach("one")
+print(child.wait(timeout=0), os.path.exists(f"/proc/{grandchild}/exe"))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, failpoints.VARIABLE: str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert result.stdout == "-9 False\n"
+
+
 def test_error_fails_the_call(tmp_path):
     (tmp_path / "armed").write_text("one error")
     assert "OSError: [Errno 5] fail point one" in passing(tmp_path, "one").stderr

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from orlop.base import errdefs
+from orlop.base import errdefs, failpoints
 from orlop.base.labels import GC_REF_CONTENT
 from orlop.core import trees
 from orlop.core.diff import Applied, LayerBlob
@@ -217,6 +217,7 @@ class Ahead:
     async def _run(self, image: _Image, position: int, directory: Path) -> Applied:
         try:
             await finish(asyncio.to_thread(directory.mkdir, 0o755))
+            failpoints.reach("unpack.ahead.made")
             return await self._unpack(image.namespace, image.layers[position], directory)
         except OSError as error:
             raise errdefs.InternalError(f"unpack ahead: {error}") from error
@@ -272,6 +273,7 @@ def _move(source: Path, target: str) -> bool:
         try:
             for name in os.listdir(source_fd):
                 os.rename(name, name, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+                failpoints.reach("unpack.ahead.moved")
         finally:
             os.close(source_fd)
     finally:
@@ -282,6 +284,7 @@ def _move(source: Path, target: str) -> bool:
 def _remove(directory: Path) -> None:
     try:
         trees.remove(directory)
+        failpoints.reach("unpack.ahead.removed")
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from orlop.base import errdefs
+from orlop.base import errdefs, failpoints
 
 _IDLE_S: Final = 30.0
 _DEATH_S: Final = 20.0
@@ -102,6 +102,7 @@ class Pool:
             finally:
                 theirs.close()
                 os.close(held)
+            failpoints.reach("unpack.job.sent")
             job = _Job(ours, life)
             undo.callback(job.forget)
             try:
@@ -122,6 +123,7 @@ class Pool:
                 with theirs:
                     try:
                         self._process = await asyncio.to_thread(_spawn, theirs.fileno())
+                        failpoints.reach("unpack.worker.spawned")
                     except BaseException:
                         ours.close()
                         raise
@@ -179,9 +181,11 @@ class _Job:
             self._phase = message.get("phase", self._phase)
             if "done" in message:
                 done: Message = message["done"]
+                failpoints.reach("unpack.job.done")
                 return done
             if "error" in message:
                 raise JobError(self._phase, message["error"])
+            failpoints.reach("unpack.job.told")
             if tell is not None:
                 tell(message)
 

@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, Protocol, Self, TypeVar
 
-from orlop.base import trace
+from orlop.base import failpoints, trace
 from orlop.base.errdefs import FailedPreconditionError, ResourceExhaustedError, UnavailableError
 from orlop.core.content import SharingPolicy
 from orlop.core.metadata import schema
@@ -295,7 +295,10 @@ class Database:
         for number in range(found, schema.VERSION):
             script = schema.MIGRATIONS[number]
             with contextlib.closing(connection.cursor()) as cursor:
-                cursor.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number + 1}; COMMIT;")
+                cursor.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number + 1};")
+                failpoints.reach("metadata.migration.applied")
+                cursor.execute("COMMIT")
+                failpoints.reach("metadata.migration.committed")
 
     def _run(self, connection: sqlite3.Connection) -> None:
         with contextlib.closing(connection):
@@ -356,7 +359,9 @@ class Database:
             if full is not None and not all(write.may_free() for write in batch):
                 raise full
             start = trace.clock()
+            failpoints.reach("metadata.batch.applied")
             connection.execute("COMMIT")
+            failpoints.reach("metadata.batch.committed")
             if self._record is not None:
                 self._record("metadata", "commit", start, trace.clock())
         except BaseException as error:

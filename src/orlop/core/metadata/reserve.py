@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from orlop.base import failpoints
+
 log: Final = logging.getLogger(__name__)
 
 NAME: Final = "reserve"
@@ -42,6 +44,7 @@ class Reserve:
         try:
             if os.fstat(fd).st_blocks * 512 < self._size:
                 os.posix_fallocate(fd, 0, self._size)
+                failpoints.reach("metadata.reserve.filled")
             self._whole = True
         except OSError:
             with contextlib.suppress(OSError):
@@ -56,6 +59,7 @@ class Reserve:
         try:
             had = os.stat(self.path).st_blocks > 0
             os.truncate(self.path, 0)
+            failpoints.reach("metadata.reserve.spent")
         except OSError:
             return False
         if had:

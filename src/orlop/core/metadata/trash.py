@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
 
+from orlop.base import failpoints
 from orlop.core import trees
 from orlop.core.metadata.database import Database, Transaction
 
@@ -97,6 +98,7 @@ class Trash:
             target = path.with_name(f"{NEIGHBOUR}{number:x}~{path.name}")
             os.rename(path, target)
         tx.on_rollback(lambda: os.rename(target, path))
+        failpoints.reach("trash.take.renamed")
         tx.execute(
             "INSERT INTO trash (path, created_at) VALUES (?, ?)", (target.relative_to(self.root).as_posix(), tx.now)
         )
@@ -116,6 +118,7 @@ class Trash:
             log.warning("trash: put back what a lost transaction had taken", extra={"path": str(origin)})
             origin.parent.mkdir(parents=True, exist_ok=True)
             os.rename(entry, origin)
+            failpoints.reach("trash.recover.renamed")
 
     def add_neighbour(self, directory: Path) -> None:
         """Name a directory whose entries may be a file system of their own; its neighbours are recovered at once."""
@@ -136,6 +139,7 @@ class Trash:
                 # Something is mounted inside, or the disk fails: the entry stays and is tried again at the next start.
                 log.warning("trash: cannot unlink yet", extra={"path": str(path), "error": str(error)})
                 continue
+            failpoints.reach("trash.empty.unlinked")
             gone.append(row["path"])
             if len(gone) == BATCH:
                 count += self._forget(gone)

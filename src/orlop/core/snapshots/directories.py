@@ -13,7 +13,9 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from orlop.base import failpoints
 from orlop.core import trees
+from orlop.core.mount.perform import unmount_below
 from orlop.core.snapshots import Usage
 from orlop.linux.files import syncfs
 
@@ -33,6 +35,15 @@ class Directories:
         """Make the root; a mode that an administrator has set stays."""
         if not self.root.is_dir():
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def remove_scratch(self, prefix: str) -> None:
+        """Remove what begins with `prefix`, and its mounts: who tried here what the kernel can was killed meanwhile."""
+        for path in self.root.glob(f"{prefix}*"):
+            unmount_below(os.fspath(path))
+            if path.is_dir():
+                trees.remove(path)
+            else:
+                path.unlink()
 
     def home(self, number: int) -> Path:
         """The snapshot's own directory."""
@@ -55,6 +66,7 @@ class Directories:
         """
         home, files = f"{self._prefix}{number}", self.files(number)
         os.mkdir(home, 0o700)
+        failpoints.reach("snapshots.prepare.made")
         try:
             os.mkdir(files, 0o755)
             os.chmod(files, 0o755)  # mkdir(2) has taken the umask off
@@ -62,6 +74,7 @@ class Directories:
                 os.mkdir(self.work(number), 0o700)
             if owner is not None:
                 os.chown(files, *owner, follow_symlinks=False)
+            failpoints.reach("snapshots.prepare.filled")
         except BaseException:
             for path in (self.work(number), files, home):
                 if os.path.isdir(path):

@@ -26,7 +26,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from orlop.base import errdefs, fieldmask, filters
+from orlop.base import errdefs, failpoints, fieldmask, filters
 from orlop.base import labels as labelling
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.rows import check_key, decode_map
@@ -416,6 +416,7 @@ class Store:
         self.snapshotter.commit(snapshot)
         if noted is None:
             self.snapshotter.sync((snapshot.number,))
+            failpoints.reach("snapshots.commit.synced")
         elif not self.snapshotter.whole:
             return noted
         return self.snapshotter.usage(snapshot)
@@ -455,6 +456,7 @@ class Store:
     def _remove(self, number: int) -> None:
         try:
             self.snapshotter.remove(number)
+            failpoints.reach("snapshots.remove.freed")
         except Exception:
             # The row is gone; the sweep finds the number again and tries once more.
             log.exception("snapshotter failed to remove", extra={"snapshotter": self.name, "number": number})

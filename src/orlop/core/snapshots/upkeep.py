@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from orlop.base import failpoints
 from orlop.core.metadata import Database, Transaction
 from orlop.core.snapshots import Kind, Snapshot, rows
 from orlop.core.snapshots.store import Store
@@ -99,6 +100,7 @@ def flush(db: Database, store: Store) -> int:
 
     try:
         store.snapshotter.sync(numbers)
+        failpoints.reach("snapshots.flush.synced")
     except OSError:
         db.write_sync(lambda tx: note(tx, rows.LOST))
         raise

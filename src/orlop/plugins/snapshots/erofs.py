@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from orlop.base import failpoints
 from orlop.base.errdefs import DataLossError, FailedPreconditionError, OrlopError
 from orlop.base.platforms import default_string
 from orlop.core.diff import erofs
@@ -173,12 +174,14 @@ class Erofs(Snapshotter):
                 except OSError as error:
                     os.rmdir(point)
                     raise as_error(f"snapshotter {NAME}: mount {image}", error) from error
+                failpoints.reach("erofs.layer.mounted")
         return point
 
     def _unmount(self, number: int) -> None:
         point = self._point(number)
         if os.path.ismount(point):
             unmount(point, detach=True)
+            failpoints.reach("erofs.layer.unmounted")
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(point)
 
@@ -205,7 +208,7 @@ def verdict(root: Path) -> probe.Verdict:
     files can be one (not tmpfs, not overlayfs).
     """
     words = b"words\n"
-    with tempfile.TemporaryDirectory(prefix=".probe-", dir=root) as scratch:
+    with tempfile.TemporaryDirectory(prefix=probe.SCRATCH, dir=root) as scratch:
         image, upper, work = (os.path.join(scratch, name) for name in ("image", "upper", "work"))
         with open(image, "wb") as file:
             file.write(_small_image(words))
@@ -216,6 +219,7 @@ def verdict(root: Path) -> probe.Verdict:
                 options = (f"workdir={work}", f"upperdir={upper}", f"lowerdir={lower}")
                 overlay = Mount(type="overlay", source="overlay", options=options)
                 with temp_mount([overlay], scratch) as merged, open(os.path.join(merged, "file"), "rb") as file:
+                    failpoints.reach("erofs.probe.mounted")
                     if file.read() != words:
                         return probe.Verdict(False, "an EROFS image over overlayfs gives wrong data")
         except (OrlopError, OSError) as error:
@@ -240,7 +244,9 @@ def _init(context: Context) -> Erofs:
     allowed = probe.mount_allowed()
     if not allowed:
         raise SkipPlugin(allowed.reason)
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directories = Directories(root)
+    directories.create_root()
+    directories.remove_scratch(probe.SCRATCH)
     works = verdict(root)
     if not works:
         raise SkipPlugin(works.reason)

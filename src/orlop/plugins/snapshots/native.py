@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from orlop.base import failpoints
 from orlop.base.platforms import default_string
 from orlop.core.kinds import SNAPSHOTTER
 from orlop.core.mount import Mount
@@ -42,6 +43,7 @@ class Native(Snapshotter):
         if snapshot.kind == Kind.ACTIVE and snapshot.parents:
             # A copy that fails half-way is taken back by the store, as one whose row cannot be written.
             copy_tree(self._directories.files(snapshot.parents[0]), self._directories.files(snapshot.number))
+            failpoints.reach("native.prepare.copied")
 
     def mounts(self, snapshot: Snapshot) -> list[Mount]:
         view = snapshot.kind == Kind.VIEW

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from orlop.base import failpoints
 from orlop.base.errdefs import InvalidArgumentError, OrlopError, UnimplementedError
 from orlop.base.platforms import default_string
 from orlop.core.kinds import SNAPSHOTTER
@@ -188,7 +189,7 @@ def in_user_namespace() -> bool:
 def _maps_ids(root: Path) -> bool:
     """Whether an overlay over id-mapped layers works here (Linux 5.19 and the file system): tried with a file."""
     with contextlib.ExitStack() as undo:
-        scratch = undo.enter_context(tempfile.TemporaryDirectory(prefix=".probe-", dir=root))
+        scratch = undo.enter_context(tempfile.TemporaryDirectory(prefix=probe.SCRATCH, dir=root))
         lower, upper, work = (os.path.join(scratch, name) for name in ("lower", "upper", "work"))
         for path in (lower, upper, work):
             os.mkdir(path)
@@ -197,6 +198,7 @@ def _maps_ids(root: Path) -> bool:
         options = ("uidmap=0:666:1", "gidmap=0:666:1", f"workdir={work}", f"upperdir={upper}", f"lowerdir={lower}")
         try:
             target = undo.enter_context(temp_mount([Mount(type="overlay", source="overlay", options=options)], scratch))
+            failpoints.reach("overlayfs.probe.mounted")
             return os.stat(os.path.join(target, "file")).st_uid == 666
         except (OrlopError, OSError):
             return False
@@ -205,7 +207,9 @@ def _maps_ids(root: Path) -> bool:
 def _init(context: Context) -> Overlayfs:
     config = context.config
     root = root_of(context, NAME)
-    Directories(root).create_root()
+    directories = Directories(root)
+    directories.create_root()
+    directories.remove_scratch(probe.SCRATCH)
     verdict = probe.overlay_supported(os.fspath(root))
     if not verdict:
         raise SkipPlugin(verdict.reason)

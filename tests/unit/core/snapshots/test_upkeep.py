@@ -10,6 +10,7 @@ import pytest
 from orlop.base import errdefs
 from orlop.core.metadata import Transaction
 from orlop.core.snapshots import Kind, Snapshot, Usage, upkeep
+from orlop.core.snapshots.directories import Directories
 from orlop.core.snapshots.numbers import STEP, Numbers
 from orlop.plugins.snapshots.native import Native
 from orlop.plugins.snapshots.overlayfs import Overlayfs
@@ -192,3 +193,14 @@ def test_numbers_lie_beyond_all_that_were_given_out(tmp_path: Path) -> None:
         bench.prepare("a")
         bench.remove("a")
         assert Numbers(bench.db).take() >= first + STEP
+
+
+def test_what_a_trial_has_left_is_removed(tmp_path):
+    """Its daemon was killed while it tried what the kernel can."""
+    directories = Directories(tmp_path / "root")
+    directories.create_root()
+    directories.make(1, work=True)
+    (directories.root / ".probe-1" / "upper").mkdir(parents=True)
+    (directories.root / ".probe-2").touch()
+    directories.remove_scratch(".probe-")
+    assert os.listdir(directories.root) == ["1"]

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
+from orlop.base import failpoints
 from orlop.core.content.settling import settle
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.trash import Trash
@@ -149,4 +150,5 @@ class LocalBlobs:
                 return
             if self.db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,)) is None:
                 os.rename(path, data)
+                failpoints.reach("content.commit.taken-back")
                 os.chmod(data, 0o600)

@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from orlop.base import failpoints
 from orlop.core.mount import disk
 from orlop.oci.digest import Digest, new_hash
 
@@ -65,6 +66,7 @@ class Ingest:
                 os.ftruncate(self._fd, length)
                 self._hash = hash_file(self._fd, length, self.algorithm)
                 self.offset = length
+                failpoints.reach("content.ingest.made")
                 (self.directory / "ref").write_text(self.name)
                 self._note_synced(synced)
             except BaseException:
@@ -85,6 +87,7 @@ class Ingest:
                     count = os.pwrite(self._fd, view, at)
                     at += count
                     view = view[count:]
+                    failpoints.reach("content.ingest.written")
             except OSError:
                 with contextlib.suppress(OSError):  # a failing disk; the first error counts
                     os.ftruncate(self._fd, self.offset)
@@ -97,6 +100,7 @@ class Ingest:
         with self._disk("truncate"):
             self._note_synced(0)
             os.ftruncate(self._fd, 0)
+            failpoints.reach("content.ingest.truncated")
         self._hash = new_hash(self.algorithm)
         self.offset = 0
 
@@ -120,6 +124,7 @@ class Ingest:
         with self._disk("sync"):
             try:
                 os.fsync(self._fd)
+                failpoints.reach("content.ingest.synced")
             except OSError:
                 self._distrust()
                 raise
@@ -139,6 +144,7 @@ class Ingest:
     def remove(self) -> None:
         """Remove the directory with all that is in it."""
         shutil.rmtree(self.directory, ignore_errors=True)  # what stays has no row and goes with the next start's sweep
+        failpoints.reach("content.ingest.removed")
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -164,6 +170,7 @@ class Ingest:
 
     def _note_synced(self, length: int) -> None:
         (self.directory / "synced").write_text(f"{boot_id()} {length}\n")
+        failpoints.reach("content.ingest.noted")
 
     def _disk(self, phase: str) -> contextlib.AbstractContextManager[None]:
         return disk.in_words(f"ingest {self.name}: {phase}", self.directory.parent)

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from orlop.base import failpoints
 from orlop.core.content.blobs import require_expected
 from orlop.core.metadata import Transaction
 from orlop.core.mount import disk
@@ -83,8 +84,10 @@ class LocalIngest:
             if not target.exists():
                 os.chmod(self.files.data, 0o444)
                 os.rename(self.files.data, target)
+                failpoints.reach("content.commit.renamed")
             # Also if another commit has placed it, which may not have come so far yet.
             sync_directory(target.parent)
+            failpoints.reach("content.commit.synced")
 
     def recorded(self, tx: Transaction) -> None:
         """With the transaction the commit ends, not when its caller hears of it: who deletes the record right
@@ -112,4 +115,5 @@ class LocalIngest:
 
     def _remove(self) -> None:
         self.files.close(keep=False)
+        failpoints.reach("content.commit.recorded")
         self.files.remove()

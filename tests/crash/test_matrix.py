@@ -1,0 +1,105 @@
+"""The daemon is killed at every fail point of an operation of each store: nothing that it answered is undone, nothing
+stays that nobody owns, and who does it again gets there. `make crash` plays all points of all operations.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orlop.oci.digest import Digest
+from tools.crash.matrix import Outcome, course, crash, crashes
+from tools.crash.operations import ROOT, Operation
+from tools.crash.picture import settled
+from tools.crash.plan import EVERY
+from tools.crash.stage import Stage
+from tools.images import Image
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+BY_NAME = {operation.name: operation for operation in EVERY}
+PLAYED = ("write content", "collection", "migration", "remove snapshots (overlayfs)", "create image")
+
+
+@pytest.fixture(scope="module")
+def stage(short_directory: Path, busybox_image: Image) -> Iterator[Stage]:
+    with Stage(short_directory / "crash", busybox_image) as one:
+        yield one
+
+
+@pytest.mark.parametrize("name", PLAYED)
+def test_every_point(stage: Stage, name: str) -> None:
+    operation = BY_NAME[name]
+    run = course(stage, operation)
+    rows = [
+        crash(stage, operation, run, point, victim, turn)
+        for point, victim, turn in crashes(operation, run.passed, set(run.passed), every=False)
+    ]
+    assert {row.point for row in rows} == set(run.passed)
+    assert not [(row.point, row.turn, row.problems) for row in rows if row.outcome is Outcome.FAILED]
+
+
+@pytest.mark.parametrize("point", ["overlayfs.probe.mounted", "erofs.probe.mounted"])
+def test_a_trial_that_was_cut_off_leaves_nothing(stage: Stage, point: str) -> None:
+    """At the start the kernel is tried by mounting; `.probe-…` was left below the snapshotter's root, and a mount."""
+    operation = BY_NAME["new database"]
+    run = course(stage, operation)
+    if point not in run.passed:
+        pytest.skip("this host cannot mount such")
+    row = crash(stage, operation, run, point, "daemon", 1)
+    assert row.outcome is not Outcome.MISSED
+    assert not row.problems
+
+
+def test_every_store_is_played() -> None:
+    assert {BY_NAME[name].store for name in PLAYED} == {"content", "metadata", "overlayfs", "images"}
+
+
+def test_the_matrix_sees_what_is_wrong(stage: Stage) -> None:
+    """Each invariant, broken by hand."""
+    stage.afresh()
+    with stage.client() as client:
+        flipped, lost = (client.content.write(f"b{number}", b"blob %d" % number, labels=ROOT) for number in range(2))
+        held = client.with_lease(client.leases.create("held").id)
+        held.snapshots().prepare("key")
+    root = stage.daemon.root
+    assert settled(stage) == []
+    blob = _blob(root, flipped)
+    blob.chmod(0o600)
+    blob.write_bytes(b"blob 7")
+    _blob(root, lost).unlink()
+    stray = str(Digest.of(b"stray"))
+    _blob(root, stray).write_bytes(b"stray")
+    (root / "content/ingest/stray").mkdir()
+    (root / "snapshots/overlayfs/4711").mkdir()
+    (root / "trash/entry").touch()
+    with stage.database() as db:
+        [(number,)] = db.execute("SELECT number FROM snapshots").fetchall()
+    shutil.rmtree(root / f"snapshots/overlayfs/{number}")
+    assert set(settled(stage, timeout_s=0)) == {
+        f"not the bytes of its digest: {flipped}",
+        f"a row without bytes: {lost}",
+        f"bytes without a row: {stray}",
+        "an ingest without a row: stray",
+        "a snapshot's directory without a row: ('overlayfs', '4711')",
+        f"a snapshot without a directory: ('overlayfs', '{number}')",
+        "in the trash: entry",
+    }
+    stage.afresh()
+    assert settled(stage, empty=True) == []
+
+
+def test_the_matrix_sees_a_broken_promise(stage: Stage) -> None:
+    def prepare(stage: Stage) -> None:
+        stage.promise("never", lambda client: client.images.get("there/is:none"))
+
+    operation = Operation(name="nothing", store="", prepare=prepare, perform=lambda _stage: None)
+    with pytest.raises(Exception, match=r'never: was answered, and is not so: image "there/is:none": not found'):
+        course(stage, operation)
+    stage.afresh()
+
+
+def _blob(root: Path, digest: str) -> Path:
+    algorithm, _, name = digest.partition(":")
+    return root / "content/blobs" / algorithm / name

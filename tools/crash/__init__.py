@@ -1,0 +1,11 @@
+"""The crash matrix: a daemon is killed at each fail point of each operation, comes back, and is asked what is true.
+
+    stage.py        a daemon of its own with fail points, and what its calls have promised
+    picture.py      what rows and files say; the invariants
+    operations.py   what is done: its preparation, the doing (again after a crash), what must be so afterwards
+    layers.py       the same for snapshots, unpacking, pulling, containers
+    plan.py         all of them
+    matrix.py       which points an operation passes, a crash at each, and what came of it
+
+`python -m tools.crash` is `make crash`; `tests/crash` plays a part of it.
+"""

@@ -1,0 +1,79 @@
+"""`make crash`: the whole matrix, or what `--only` picks. Prints what came of each crash; fails if something broke."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from orlop.base import failpoints
+from tools import host, images
+from tools.crash.matrix import Outcome, Row, course, crash, crashes
+from tools.crash.operations import Operation
+from tools.crash.plan import EVERY
+from tools.crash.stage import Stage
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="make crash", description=__doc__)
+    parser.add_argument("--only", default="*", help="operations by pattern, separated by commas")
+    parser.add_argument("--points", default="*", help="points by pattern, separated by commas")
+    options = parser.parse_args(arguments)
+    reason = host.forbids_root_tests()
+    if reason:
+        print(f"crash: {reason}", file=sys.stderr)
+        return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon is ended and its files go
+    began = time.monotonic()
+    points = {point for point in failpoints.POINTS if _matches(point, options.points)}
+    chosen = [one for one in EVERY if _matches(one.name, options.only)]
+    rows = []
+    with Stage(Path(tempfile.mkdtemp(prefix="orlop.crash.")), images.image("busybox")) as stage:
+        for row in play(stage, chosen, points):
+            rows.append(row)
+    print(summary(rows))
+    print(f"{len(rows)} crashes in {time.monotonic() - began:.0f} s")
+    missing = failpoints.POINTS.keys() - {row.point for row in rows} if chosen == [*EVERY] else set()
+    if missing:
+        print(f"no operation passes {', '.join(sorted(missing & points))}")
+    return 1 if missing & points or any(row.problems for row in rows) else 0
+
+
+def play(stage: Stage, chosen: Sequence[Operation], points: Collection[str]) -> Iterator[Row]:
+    """Every crash that was asked for, told as it is played."""
+    for operation in chosen:
+        run = course(stage, operation)
+        print(f"\n{operation.name}")
+        for point, victim, turn in crashes(operation, run.passed, points):
+            row = crash(stage, operation, run, point, victim, turn)
+            print(f"  {row.point:32} {row.victim:10} {row.turn:4} of {row.turns:<4} {row.outcome}", flush=True)
+            for problem in row.problems:
+                print(f"    {problem}", flush=True)
+            yield row
+
+
+def _matches(name: str, patterns: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns.split(","))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Points by outcomes, over all operations."""
+    counts: dict[str, Counter[Outcome]] = {}
+    for row in rows:
+        counts.setdefault(row.point, Counter())[row.outcome] += 1
+    lines = ["", f"{'':36}" + "".join(f"{outcome:>12}" for outcome in Outcome)]
+    for point, found in sorted(counts.items()):
+        lines.append(f"{point:36}" + "".join(f"{found[outcome] or '':>12}" for outcome in Outcome))
+    total = Counter(row.outcome for row in rows)
+    lines.append(f"{'all':36}" + "".join(f"{total[outcome] or '':>12}" for outcome in Outcome))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""What rows and files of a daemon say: a picture to compare with another, and what must hold in any."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from orlop.base.labels import UNCOMPRESSED
+from orlop.plugins.snapshots.erofs import IMAGE
+from tools import residue
+from tools.crash.stage import EXPIRE, NAMESPACE, Stage
+
+SETTLE_S: Final = 20.0
+"""How long after a start a sweep may take: the machine may be busy."""
+
+# Those of times, and what counts up.
+_LEFT_OUT: Final = frozenset({"created_at", "updated_at", "used_at", "completed_at", "synced_at", "owner_uid", "key"})
+# What overlayfs notes of inodes, whose numbers differ from run to run.
+_INODES: Final = frozenset({"trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.uuid"})
+_TABLES: Final = ("namespaces", "images", "containers", "sandboxes", "content", "ingests", "leases", "mounts")
+
+BUNDLES: Final = "io.containerd.runtime.v2.task"
+MOUNTS: Final = "io.containerd.mount-manager.v1.bolt/t"
+
+Picture = Mapping[str, str]
+"""Name of a thing -> what is to be said of it."""
+
+
+def picture(stage: Stage) -> Picture:
+    """All that users own, without times, numbers, leases that expire, and what unpackers note on blobs for others."""
+    found: dict[str, str] = {}
+    with stage.database() as db:
+        for table in _TABLES:
+            for row in db.execute(f"SELECT * FROM {table}"):
+                values = {name: _plain(row[name]) for name in row.keys() if name not in _LEFT_OUT}  # noqa: SIM118
+                if EXPIRE in row["labels"]:
+                    continue
+                values["labels"].pop(UNCOMPRESSED, None)
+                name = next(str(values[key]) for key in ("ref", "digest", "id", "name") if key in values)
+                found[f"{table} {values.get('namespace', '')} {name}"] = json.dumps(values, sort_keys=True)
+        rows = {row["number"]: row for row in db.execute("SELECT * FROM snapshots")}
+        for number, row in rows.items():
+            parent = rows[row["parent"]]["name"] if row["parent"] else ""
+            home = stage.daemon.root / "snapshots" / row["snapshotter"] / str(number)
+            said = {"parent": parent, "kind": row["kind"], "labels": _plain(row["labels"]), "files": tree(home)}
+            found[f"snapshot {row['namespace']} {row['snapshotter']} {row['name']}"] = json.dumps(said, sort_keys=True)
+    return found
+
+
+def differences(one: Picture, other: Picture) -> list[str]:
+    """What is not the same in two pictures."""
+    return [
+        f"{name}: {one.get(name, 'nothing')} / {other.get(name, 'nothing')}"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
+    ]
+
+
+def settled(stage: Stage, *, empty: bool = False, timeout_s: float = SETTLE_S) -> list[str]:
+    """What is wrong with rows and files, waiting for what a sweep is about to take away.
+
+    Args:
+        empty: all was deleted, so that nothing may be there at all.
+    """
+    deadline = time.monotonic() + timeout_s
+    while found := list(_problems(stage, empty=empty)):
+        if time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+    return []
+
+
+def _problems(stage: Stage, *, empty: bool) -> Iterator[str]:
+    root = stage.daemon.root
+    with stage.database() as db:
+        blobs = {row["digest"] for row in db.execute("SELECT digest FROM blobs")}
+        ingests = {row["key"] for row in db.execute("SELECT key FROM ingests")}
+        snapshots = {(row["snapshotter"], str(row["number"])) for row in db.execute("SELECT * FROM snapshots")}
+        trash = [row["path"] for row in db.execute("SELECT path FROM trash")]
+        mounts = {str(row["number"]) for row in db.execute("SELECT number FROM mounts")}
+    yield from (f"a row of the trash: {path}" for path in trash)
+    yield from (f"in the trash: {name}" for name in _names(root / "trash"))
+    files = {
+        f"{algorithm}:{name}"
+        for algorithm in _names(root / "content/blobs")
+        for name in _names(root / f"content/blobs/{algorithm}")
+    }
+    yield from (f"a row without bytes: {digest}" for digest in blobs - files)
+    yield from (f"bytes without a row: {digest}" for digest in files - blobs)
+    yield from (f"not the bytes of its digest: {digest}" for digest in files & blobs if not _verified(root, digest))
+    yield from (f"an ingest without a row: {key}" for key in set(_names(root / "content/ingest")) - ingests)
+    directories = {
+        (snapshotter, name)
+        for snapshotter in _names(root / "snapshots")
+        for name in _names(root / f"snapshots/{snapshotter}")
+        if (root / f"snapshots/{snapshotter}/{name}").is_dir() and name != "mounted"
+    }
+    yield from (f"a snapshot without a directory: {one}" for one in snapshots - directories)
+    yield from (f"a snapshot's directory without a row: {one}" for one in directories - snapshots)
+    yield from (f"mounts without a row: {name}" for name in set(_names(stage.daemon.state / MOUNTS)) - mounts)
+    yield from _strays(stage)
+    if empty:
+        yield from (f"was deleted and is there: {one}" for one in [*blobs, *ingests, *snapshots, *mounts])
+
+
+def _strays(stage: Stage) -> Iterator[str]:
+    """Processes, mounts and cgroups that nobody answers for; where there are tasks theirs cannot be told apart here."""
+    if any((stage.daemon.state / BUNDLES).glob("*/*")):
+        return
+    found = residue.find(stage.directory)
+    for pid, command in found.processes.items():
+        if not _is_below(pid, stage.daemon.pid):
+            yield f"a process: {pid}: {command}"
+    with stage.database() as db:
+        layers = {str(row["number"]) for row in db.execute("SELECT number FROM snapshots WHERE snapshotter = 'erofs'")}
+    home = f"{stage.daemon.root}/snapshots/erofs/mounted/"
+    for target in found.mounts:
+        if not target.startswith(home) or target.removeprefix(home) not in layers:
+            yield f"a mount: {target}"
+    yield from (f"a cgroup: {path}" for path in residue.cgroups() if f"/{NAMESPACE}/" in path)
+
+
+def tree(directory: Path) -> str:
+    """A hash over everything in a directory: names, kinds, modes, owners, attributes, links, bytes."""
+    state = hashlib.sha256()
+    if not directory.is_dir():
+        return "none"
+    for parent, folders, files in os.walk(directory):
+        folders.sort()
+        for name in sorted([*folders, *files]):
+            path = Path(parent) / name
+            found = path.lstat()
+            said: list[object] = [path.relative_to(directory), found.st_mode, found.st_uid, found.st_gid, found.st_rdev]
+            if stat.S_ISLNK(found.st_mode):
+                said.append(os.readlink(path))
+            elif name == IMAGE:
+                said.append(found.st_size)  # a time is in it
+            elif stat.S_ISREG(found.st_mode):
+                said += [found.st_size, hashlib.sha256(path.read_bytes()).hexdigest()]
+            names = sorted(set(os.listxattr(path, follow_symlinks=False)) - _INODES)
+            said += [(one, os.getxattr(path, one, follow_symlinks=False)) for one in names]
+            state.update(repr(said).encode())
+    return state.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """A column's value; of JSON what it says and not how. Any: SQLite's."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, str) and value.startswith("{"):
+        return json.loads(value)
+    return value
+
+
+def _verified(root: Path, digest: str) -> bool:
+    algorithm, _, name = digest.partition(":")
+    try:
+        with open(root / "content/blobs" / algorithm / name, "rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest() == name
+    except FileNotFoundError:
+        return True  # deleted meanwhile; told as a row without bytes if it was not
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def _is_below(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        try:
+            status = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            return True  # it has ended
+        pid = int(status.rsplit(b")", 1)[1].split()[1])
+    return False
