@@ -113,7 +113,7 @@ def _strays(stage: Stage) -> Iterator[str]:
     """Processes, mounts and cgroups that nobody answers for; where there are tasks theirs cannot be told apart here."""
     if any((stage.daemon.state / BUNDLES).glob("*/*")):
         return
-    found = residue.find(stage.directory)
+    found = residue.find(stage.daemon.directory)
     for pid, command in found.processes.items():
         if not _is_below(pid, stage.daemon.pid):
             yield f"a process: {pid}: {command}"
