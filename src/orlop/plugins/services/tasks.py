@@ -3,10 +3,12 @@
 Source: plugins/services/tasks/local.go of containerd for what is checked, in which order and with which words.
 """
 
+import asyncio
 import functools
 import logging
 import time
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
@@ -32,6 +34,11 @@ from orlop.core.runtime.tasks import ProcessIO
 from orlop.oci import media_types
 
 log: Final = logging.getLogger(__name__)
+
+# Shims' answers that a list waits for at the same time: one that hangs holds up a batch once, and no queue grows long.
+AT_ONCE: Final = 64
+
+A = TypeVar("A")
 
 
 class Tasks:
@@ -95,17 +102,8 @@ class Tasks:
         return tasks_pb2.GetResponse(process=_process(request.exec_id or task.id, state))
 
     async def list(self, call: Call, _request: tasks_pb2.ListTasksRequest) -> tasks_pb2.ListTasksResponse:
-        response = tasks_pb2.ListTasksResponse()
-        for task in self._manager.of_namespace(namespaces.validate(call.namespace)):
-            try:
-                state = await task.state()
-            except NotFoundError:
-                continue  # deleted meanwhile
-            except (OrlopError, OSError) as error:
-                log.error("state of a task", extra={"namespace": task.namespace, "id": task.id, "error": str(error)})
-                continue
-            response.tasks.append(_process(task.id, state))
-        return response
+        answers = await self._of_each(self._all(call), lambda task: task.state(), "state")
+        return tasks_pb2.ListTasksResponse(tasks=[_process(task.id, state) for task, state in answers])
 
     async def kill(self, call: Call, request: tasks_pb2.KillRequest) -> Empty:
         task = self._task(call, request.container_id)
@@ -169,21 +167,10 @@ class Tasks:
 
     async def metrics(self, call: Call, request: tasks_pb2.MetricsRequest) -> tasks_pb2.MetricsResponse:
         matches = filters.parse_all(request.filters)
-        response = tasks_pb2.MetricsResponse()
-        for task in self._manager.of_namespace(namespaces.validate(call.namespace)):
-            if not matches(filters.adapt({"id": task.id, "namespace": task.namespace})):
-                continue
-            metric = metrics_pb2.Metric(id=task.id)
-            metric.timestamp.FromNanoseconds(time.time_ns())
-            try:
-                metric.data.CopyFrom(await task.stats())
-            except NotFoundError:
-                continue  # deleted meanwhile
-            except OrlopError as error:
-                log.error("metrics of a task", extra={"namespace": task.namespace, "id": task.id, "error": str(error)})
-                continue
-            response.metrics.append(metric)
-        return response
+        tasks = [
+            task for task in self._all(call) if matches(filters.adapt({"id": task.id, "namespace": task.namespace}))
+        ]
+        return tasks_pb2.MetricsResponse(metrics=[found for _, found in await self._of_each(tasks, _metric, "metrics")])
 
     async def wait(self, call: Call, request: tasks_pb2.WaitRequest) -> tasks_pb2.WaitResponse:
         task = self._task(call, request.container_id)
@@ -191,6 +178,28 @@ class Tasks:
             await task.state(request.exec_id)
         reply = await task.wait(request.exec_id)
         return tasks_pb2.WaitResponse(exit_status=reply.exit_status, exited_at=reply.exited_at)
+
+    async def _of_each(
+        self, tasks: Sequence[Task], ask: Callable[[Task], Awaitable[A]], what: str
+    ) -> Sequence[tuple[Task, A]]:
+        """What each task answers, some asked at the same time; those that are gone or do not answer are left out."""
+        answers: list[tuple[Task, A]] = []
+        for first in range(0, len(tasks), AT_ONCE):
+            batch = tasks[first : first + AT_ONCE]
+            for task, answer in zip(batch, await asyncio.gather(*map(ask, batch), return_exceptions=True), strict=True):
+                if isinstance(answer, NotFoundError):
+                    continue  # deleted meanwhile
+                if isinstance(answer, (OrlopError, OSError)):
+                    known = {"namespace": task.namespace, "id": task.id, "error": str(answer)}
+                    log.error("%s of a task", what, extra=known)
+                    continue
+                if isinstance(answer, BaseException):
+                    raise answer
+                answers.append((task, answer))
+        return answers
+
+    def _all(self, call: Call) -> Sequence[Task]:
+        return self._manager.of_namespace(namespaces.validate(call.namespace))
 
     def _task(self, call: Call, container_id: str) -> Task:
         namespace = namespaces.validate(call.namespace)
@@ -204,6 +213,13 @@ def _task_api(request: tasks_pb2.CreateTaskRequest, options: AnyMessage | None) 
         return Bootstrap.of_task_api(request.task_api_address, request.task_api_version)
     named = _unpack(options, Options)
     return Bootstrap.of_task_api(named.task_api_address, named.task_api_version) if named.task_api_address else None
+
+
+async def _metric(task: Task) -> metrics_pb2.Metric:
+    metric = metrics_pb2.Metric(id=task.id)
+    metric.timestamp.FromNanoseconds(time.time_ns())
+    metric.data.CopyFrom(await task.stats())
+    return metric
 
 
 def _process(process_id: str, state: shim_pb2.StateResponse) -> task_pb2.Process:
