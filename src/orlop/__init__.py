@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from orlop.client.tasks import Exit as Exit
     from orlop.client.tasks import TaskStatus as TaskStatus
     from orlop.client.transfer import FileSink as FileSink
+    from orlop.core.fsck import Finding as Finding
+    from orlop.core.fsck import Unchecked as Unchecked
     from orlop.core.transfer.ends import ImageExportStream as ImageExportStream
     from orlop.core.transfer.ends import ImageImportStream as ImageImportStream
     from orlop.core.transfer.ends import ImageReference as ImageReference
@@ -54,6 +56,7 @@ _ORIGINS: Final = {
     "Exit": "orlop.client.tasks",
     "FifoIO": "orlop.client.io",
     "FileSink": "orlop.client.transfer",
+    "Finding": "orlop.core.fsck",
     "Image": "orlop.client.sync",
     "ImageExportStream": "orlop.core.transfer.ends",
     "ImageImportStream": "orlop.core.transfer.ends",
@@ -74,6 +77,7 @@ _ORIGINS: Final = {
     "SpecOptions": "orlop.client.spec",
     "Task": "orlop.client.sync",
     "TaskStatus": "orlop.client.tasks",
+    "Unchecked": "orlop.core.fsck",
     "UnpackConfiguration": "orlop.core.transfer.ends",
     "inherit": "orlop.client.io",
 }

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from orlop.client.spec import SpecOptions
     from orlop.client.tasks import ProcessState, Task
     from orlop.client.timings import Timings
+    from orlop.core.fsck import Finding, Unchecked
     from orlop.core.transfer.ends import End
     from orlop.core.transfer.naming import Naming
     from orlop.core.transfer.progress import Callback, Listener
@@ -188,6 +189,24 @@ class Client:
 
         async for event in subscribe(self._session, filters):
             yield event
+
+    async def fsck(self, *, repair: bool = False, quick: bool = False) -> AsyncIterator["Finding | Unchecked"]:
+        """Have the daemon compare what it knows with what there is, in all namespaces; yield what is wrong.
+
+        The daemon goes on with everything else. Only through root's socket.
+
+        Args:
+            repair: mend what can be mended; `Finding.mended` says what was.
+            quick: read no blob's bytes and unpack no layer.
+
+        Raises:
+            UnimplementedError: it is another's daemon.
+            PermissionDeniedError: this socket is bound to a namespace.
+        """
+        from orlop.client.fsck import fsck
+
+        async for one in fsck(self._session, repair=repair, quick=quick):
+            yield one
 
     async def publish(self, topic: str, event: "Message") -> None:
         """Publish an event of one's own."""

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from orlop.client.snapshots import SnapshotInfo, Usage
     from orlop.client.spec import SpecOptions
     from orlop.client.tasks import Exit, Metric, ProcessState, TaskStatus
+    from orlop.core.fsck import Finding, Unchecked
     from orlop.core.mount import Mount
     from orlop.core.transfer.ends import End
     from orlop.core.transfer.naming import Naming
@@ -1211,6 +1212,21 @@ class Client:
     def subscribe(self, filters: Sequence[str] = ()) -> DrivenIterator[Event]:
         """Yield events of all namespaces from now on; filters as `topic=="/tasks/exit",namespace==default`."""
         return DrivenIterator(self._inner.subscribe(filters))
+
+    def fsck(self, *, repair: bool = False, quick: bool = False) -> DrivenIterator[Finding | Unchecked]:
+        """Have the daemon compare what it knows with what there is, in all namespaces; yield what is wrong.
+
+        The daemon goes on with everything else. Only through root's socket.
+
+        Args:
+            repair: mend what can be mended; `Finding.mended` says what was.
+            quick: read no blob's bytes and unpack no layer.
+
+        Raises:
+            UnimplementedError: it is another's daemon.
+            PermissionDeniedError: this socket is bound to a namespace.
+        """
+        return DrivenIterator(self._inner.fsck(repair=repair, quick=quick))
 
     def publish(self, topic: str, event: Message) -> None:
         """Publish an event of one's own."""

@@ -53,6 +53,7 @@ MODULES: Final = (
     "orlop.plugins.services.mounts",
     "orlop.plugins.services.sandbox_store",
     "orlop.plugins.services.sandbox_controllers",
+    "orlop.plugins.services.fsck",
 )
 
 

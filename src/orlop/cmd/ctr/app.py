@@ -14,6 +14,7 @@ COMMANDS = {
     "events": (f"{_HERE}.events:events", "Display the daemon's events."),
     "fetch": (f"{_HERE}.distribution:fetch", "Fetch all content of an image, without naming or unpacking it."),
     "fetch-object": (f"{_HERE}.distribution:fetch_object", "Write an object of a registry to standard output."),
+    "fsck": (f"{_HERE}.fsck:fsck", "Compare what the daemon knows with what there is, and mend it."),
     "images": (f"{_HERE}.images:images", "Manage images."),
     "info": (f"{_HERE}.server:info", "Print who the daemon is."),
     "install": (f"{_HERE}.install:install", "Install an image's programs on this host."),

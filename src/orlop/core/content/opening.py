@@ -59,7 +59,9 @@ class Opening:
         """The ingest's row; None if there is nothing to write, since the namespace has the blob."""
         if self._expected is not None and rows.has(tx, self._namespace, self._expected):
             leases.hold(tx, self._namespace, self._lease, leases.CONTENT, self._expected)
-            return None
+            # Where they are not, the bytes were lost, or were wrong and are thrown away: who brings them writes them.
+            if self._store.blobs.exists(self._expected):
+                return None
         self._shared = self._shareable(tx)
         self._make_way(tx)
         tx.ensure_namespace(self._namespace)
@@ -96,7 +98,7 @@ class Opening:
         if self._expected is None:
             return None
         size = rows.blob_size(tx, self._expected)
-        if size is None or (self._total and self._total != size):
+        if size is None or (self._total and self._total != size) or not self._store.blobs.exists(self._expected):
             return None
         if self._store.policy is SharingPolicy.ISOLATED and not rows.is_lent(tx, self._expected):
             return None

@@ -81,6 +81,7 @@ class Store:
         self._ledger = Ledger(name, can_rebase="rebase" in snapshotter.capabilities)
         self._applied: dict[int, Usage] = {}
         self._doomed: deque[int] = deque()
+        self._going: set[int] = set()
         self._removing = threading.Lock()
         self._frees = type(snapshotter).remove is not Snapshotter.remove
         self._shows_labels = type(snapshotter).shown_labels is not Snapshotter.shown_labels
@@ -277,6 +278,8 @@ class Store:
             FailedPreconditionError: its directory is in use as a mount point.
         """
         self._ledger.delete(tx, number)
+        self._going.add(number)
+        tx.on_rollback(lambda: self._going.discard(number))
         tx.after_commit(lambda: self._let_go(number))
         with _in_words(f"snapshot number {number}: remove"):
             self.throw_away(tx, number)
@@ -421,6 +424,10 @@ class Store:
             return noted
         return self.snapshotter.usage(snapshot)
 
+    def is_moving(self, number: int) -> bool:
+        """Whether a snapshot is being made, and has no row yet, or removed, and has none any more."""
+        return number in self.making or number in self._going
+
     def throw_away(self, tx: Transaction, number: int) -> bool:
         """Rename the directory of a snapshot without a row into the trash as part of `tx`; False if there is none."""
         home = self.snapshotter.home(number)
@@ -442,10 +449,13 @@ class Store:
 
     def _let_go(self, number: int) -> None:
         self._applied.pop(number, None)
-        if self._frees:
-            self._doomed.append(number)
-            with contextlib.suppress(RuntimeError):  # as above
-                self._executor.submit(self._remove_doomed)
+        if not self._frees:
+            self._going.discard(number)
+            return
+        self._going.add(number)
+        self._doomed.append(number)
+        with contextlib.suppress(RuntimeError):  # as above
+            self._executor.submit(self._remove_doomed)
 
     def _remove_doomed(self) -> None:
         """Have the snapshotter remove what waits for it, in order: a parent must not come before its child."""
@@ -460,6 +470,8 @@ class Store:
         except Exception:
             # The row is gone; the sweep finds the number again and tries once more.
             log.exception("snapshotter failed to remove", extra={"snapshotter": self.name, "number": number})
+        finally:
+            self._going.discard(number)
 
     async def _mounts(self, key: str, snapshot: Snapshot) -> list[Mount]:
         if "mounts" in self.snapshotter.quick:

@@ -29,6 +29,9 @@ class Stores(Mapping[str, Store]):
 
     Entering looks after what the last stop left (`upkeep.mark_lost`) and sweeps in the background; leaving syncs what
     is unsynced. It must lie inside the contexts of the database and the trash.
+
+    Attributes:
+        swept: set when the sweep after the start is through.
     """
 
     def __init__(self, db: Database, trash: Trash, snapshotters: Mapping[str, Snapshotter]) -> None:
@@ -39,6 +42,7 @@ class Stores(Mapping[str, Store]):
         self._executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="orlop-snapshots")
         self._wake = threading.Event()
         self._stop = threading.Event()
+        self.swept = threading.Event()
         self._thread = threading.Thread(target=self._run, name="orlop-snapshot-upkeep", daemon=True)
 
     def __enter__(self) -> Self:
@@ -149,6 +153,7 @@ class Stores(Mapping[str, Store]):
             except Exception:
                 # The store works all the same; what was not swept is found next time.
                 log.exception("snapshots: sweep failed", extra={"snapshotter": store.name})
+        self.swept.set()
         while not self._stop.is_set():
             self._wake.wait()
             self._wake.clear()

@@ -113,14 +113,14 @@ def sweep(db: Database, store: Store) -> Swept:
     on_disk = sorted(store.snapshotter.numbers())
     known = db.all("SELECT number, namespace, name, kind FROM snapshots WHERE snapshotter = ?", (store.name,))
     orphans = set(on_disk) - {row["number"] for row in known}
-    thrown_away = [number for number in sorted(orphans) if _throw_away(db, store, number)]
+    thrown_away = [number for number in sorted(orphans) if throw_away(db, store, number)]
     made_again: list[int] = []
     missing: list[int] = []
     for row in known:
         home = store.snapshotter.home(row["number"])
         if home is None or os.path.isdir(home):
             continue
-        again = db.write_sync(lambda tx, row=row: _without_bytes(tx, store, row["number"]))  # type: ignore[misc]
+        again = db.write_sync(lambda tx, row=row: without_bytes(tx, store, row["number"]))  # type: ignore[misc]
         if again is not None:
             (made_again if again else missing).append(row["number"])
             log.error(
@@ -130,11 +130,11 @@ def sweep(db: Database, store: Store) -> Swept:
     return Swept(thrown_away=tuple(thrown_away), made_again=tuple(made_again), missing=tuple(missing))
 
 
-def _throw_away(db: Database, store: Store, number: int) -> bool:
+def throw_away(db: Database, store: Store, number: int) -> bool:
     """Remove what has no row; under the writer's lock, because a row may just be on its way."""
 
     def write(tx: Transaction) -> bool:
-        if number in store.making or tx.one("SELECT 1 FROM snapshots WHERE number = ?", (number,)):
+        if store.is_moving(number) or tx.one("SELECT 1 FROM snapshots WHERE number = ?", (number,)):
             return False
         store.throw_away(tx, number)
         return True
@@ -146,16 +146,31 @@ def _throw_away(db: Database, store: Store, number: int) -> bool:
     return gone
 
 
-def _without_bytes(tx: Transaction, store: Store, number: int) -> bool | None:
+def has_no_bytes(tx: Transaction, store: Store, number: int) -> bool:
+    """Whether there is a row and no directory. Removal renames and deletes in one transaction, so in here it is true.
+
+    False for a snapshotter that shows no directories.
+    """
+    home = store.snapshotter.home(number)
+    if home is None or os.path.isdir(home):
+        return False
+    return tx.one("SELECT 1 FROM snapshots WHERE number = ?", (number,)) is not None
+
+
+def can_make_again(store: Store) -> bool:
+    """Whether an active snapshot or a view can be made in a transaction."""
+    return "prepare" in store.snapshotter.quick
+
+
+def without_bytes(tx: Transaction, store: Store, number: int) -> bool | None:
     """A row whose directory is not there: make an active one again (True), mark a committed one (False).
 
-    None if all is well by now. Removal renames and deletes in one transaction, so in here both are there or neither.
+    None if all is well by now.
     """
     row = tx.one("SELECT parent, kind FROM snapshots WHERE number = ?", (number,))
-    home = store.snapshotter.home(number)
-    if row is None or home is None or os.path.isdir(home):
+    if row is None or not has_no_bytes(tx, store, number):
         return None
-    if row["kind"] == Kind.COMMITTED or "prepare" not in store.snapshotter.quick:
+    if row["kind"] == Kind.COMMITTED or not can_make_again(store):
         tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (rows.LOST, number))
         return False
     parents = rows.chain(tx, row["parent"])

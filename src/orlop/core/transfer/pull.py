@@ -140,6 +140,7 @@ class _Pull:
         if chosen is None:
             arriving.begin(0)
             return
+        await self._bring_known(layers)
         await unpack(
             self._stores,
             pair(layers, image.rootfs.diff_ids, self._name),
@@ -148,6 +149,15 @@ class _Pull:
             arrivals=arriving,
             progress=self._progress,
         )
+
+    async def _bring_known(self, layers: Sequence[Descriptor]) -> None:
+        """Have those layers here that there is a record of, needed or not: of one that was lost only the record stays.
+
+        It takes no more than a question for each that is here.
+        """
+        for layer in layers:
+            if await self._stores.content.exists(layer.digest):
+                self._group.create_task(self._fetching.bring(layer))
 
 
 class _Arriving:

@@ -184,5 +184,7 @@ TABLE: Final[Mapping[str, Row]] = {
     ),
     **_service("orlop.services.timings.v1.Timings", {"Get": Row(NOBODY)}),
     **_service("containerd.services.version.v1.Version", {"Version": Row(ALL)}),
+    # It goes through what all namespaces have, and mends it.
+    **_service("orlop.services.fsck.v1.Fsck", {"Check": Row(NOBODY)}),
     **_service("grpc.health.v1.Health", {"Check": Row(ALL, None), "Watch": Row(ALL, None)}),
 }

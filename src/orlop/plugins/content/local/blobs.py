@@ -67,13 +67,20 @@ class LocalReader:
 
 
 class LocalBlobs:
-    """See `orlop.core.content.blobs.Blobs`."""
+    """See `orlop.core.content.blobs.Blobs`.
+
+    Attributes:
+        writing: keys of the ingests that somebody has open, or is closing.
+    """
 
     def __init__(self, root: Path, db: Database, trash: Trash) -> None:
         self.directory = root
         self.db = db
         self.trash = trash
         self._blobs = f"{root}/blobs/"
+        self.writing: set[str] = set()
+        self._sweeping = threading.Lock()
+        self._swept = False
         self._commits: Counter[str] = Counter()
         self._commits_lock = threading.Lock()
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="orlop-content")
@@ -127,7 +134,17 @@ class LocalBlobs:
         return stat_data(self.ingest_path(key))[0]
 
     def sweep(self) -> Swept:
-        return sweeping.sweep(self)
+        with self._sweeping:
+            swept = sweeping.sweep(self)
+            self._swept = True
+            return swept
+
+    def sweep_once(self) -> None:
+        """`sweep`, unless it has been done since the start."""
+        with self._sweeping:
+            if not self._swept:
+                sweeping.sweep(self)
+                self._swept = True
 
     # For the ingests.
 
@@ -135,6 +152,11 @@ class LocalBlobs:
         """From now on nobody removes the blob's file, until `end_commit`."""
         with self._commits_lock:
             self._commits[digest] += 1
+
+    def is_committing(self, digest: str) -> bool:
+        """Whether somebody has placed a blob's file, or is about to, and its row is on its way."""
+        with self._commits_lock:
+            return digest in self._commits
 
     def end_commit(self, digest: str) -> None:
         with self._commits_lock:

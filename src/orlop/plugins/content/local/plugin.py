@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Final
 
-from orlop.core.kinds import CONTENT, METADATA, TRASH
+from orlop.core.kinds import CHECK, CONTENT, METADATA, TRASH
 from orlop.core.plugin import Context, Registration
+from orlop.plugins.content.local.check import ContentCheck
 from orlop.plugins.content.local.store import LocalStore
 
 
@@ -17,4 +18,11 @@ def _init(context: Context) -> LocalStore:
     return store
 
 
-REGISTRATION: Final = Registration(kind=CONTENT, id="content", requires=(METADATA, TRASH), init=_init)
+def _check(context: Context) -> ContentCheck:
+    return ContentCheck(context.get(CONTENT, "content").blobs)
+
+
+REGISTRATIONS: Final = (
+    Registration(kind=CONTENT, id="content", requires=(METADATA, TRASH), init=_init),
+    Registration(kind=CHECK, id="content", requires=(CONTENT,), init=_check),
+)

@@ -36,41 +36,66 @@ class Swept:
 
 def sweep(blobs: "LocalBlobs") -> Swept:
     """Sweep once; blocks, and may run while the store is used."""
-    found, unknown = _blobs(blobs.directory / "blobs")
+    found, unknown = blobs_on_disk(blobs.directory / "blobs")
     known = {row["digest"] for row in blobs.db.all("SELECT digest FROM blobs")}
-    gone = [digest for batch in _batches(sorted(found - known)) for digest in discard_blobs(blobs, batch)]
-    keys = set(_entries(blobs.directory / "ingest")) - {row["key"] for row in blobs.db.all("SELECT key FROM ingests")}
-    ingests = [key for batch in _batches(sorted(keys)) for key in discard_ingests(blobs, batch)]
+    gone = [digest for batch in batches(sorted(found - known)) for digest in discard_blobs(blobs, batch)]
+    keys = set(entries(blobs.directory / "ingest")) - {row["key"] for row in blobs.db.all("SELECT key FROM ingests")}
+    ingests = [key for batch in batches(sorted(keys)) for key in discard_ingests(blobs, batch)]
     missing = [digest for digest in sorted(known - found) if _is_missing(blobs, digest)]
     swept = Swept(blobs=tuple(gone), ingests=tuple(ingests), missing=tuple(missing), unknown=tuple(unknown))
     _tell(swept)
     return swept
 
 
+def orphan_blobs(blobs: "LocalBlobs", digests: list[str]) -> list[str]:
+    """Those of the blobs that have no row, and nobody is about to write one."""
+    return blobs.db.write_sync(lambda tx: _orphan_blobs(blobs, tx, digests))
+
+
 def discard_blobs(blobs: "LocalBlobs", digests: list[str]) -> list[str]:
     """Throw away those of the blobs that still have no row; returns which."""
+    return blobs.db.write_sync(
+        lambda tx: [digest for digest in _orphan_blobs(blobs, tx, digests) if blobs.discard(tx, digest)]
+    )
 
-    def discard(tx: Transaction) -> list[str]:
-        rowless = (one for one in digests if tx.one("SELECT 1 FROM blobs WHERE digest = ?", (one,)) is None)
-        return [digest for digest in rowless if blobs.discard(tx, digest)]
 
-    return blobs.db.write_sync(discard)
+def _orphan_blobs(blobs: "LocalBlobs", tx: Transaction, digests: list[str]) -> list[str]:
+    return [
+        digest
+        for digest in digests
+        if tx.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,)) is None
+        and not blobs.is_committing(digest)
+        and blobs.exists(digest)
+    ]
+
+
+def orphan_ingests(blobs: "LocalBlobs", keys: list[str]) -> list[str]:
+    """Those of the ingests' directories that have no row and no writer: one that is ending removes its own."""
+    return blobs.db.write_sync(lambda tx: _orphan_ingests(blobs, tx, keys))
 
 
 def discard_ingests(blobs: "LocalBlobs", keys: list[str]) -> list[str]:
     """Throw away those of the ingests' directories that still have no row; returns which."""
-
-    def discard(tx: Transaction) -> list[str]:
-        rowless = (one for one in keys if tx.one("SELECT 1 FROM ingests WHERE key = ?", (one,)) is None)
-        return [key for key in rowless if blobs.discard_ingest(tx, key)]
-
-    return blobs.db.write_sync(discard)
+    return blobs.db.write_sync(
+        lambda tx: [key for key in _orphan_ingests(blobs, tx, keys) if blobs.discard_ingest(tx, key)]
+    )
 
 
-def _blobs(directory: Path) -> tuple[set[str], list[Path]]:
+def _orphan_ingests(blobs: "LocalBlobs", tx: Transaction, keys: list[str]) -> list[str]:
+    return [
+        key
+        for key in keys
+        if tx.one("SELECT 1 FROM ingests WHERE key = ?", (key,)) is None
+        and key not in blobs.writing
+        and blobs.ingest_path(key).exists()
+    ]
+
+
+def blobs_on_disk(directory: Path) -> tuple[set[str], list[Path]]:
+    """The digests of all blobs that have a file, and the files whose names are no digests."""
     digests, unknown = set(), []
-    for algorithm in _entries(directory):
-        for name in _entries(directory / algorithm):
+    for algorithm in entries(directory):
+        for name in entries(directory / algorithm):
             try:
                 digests.add(str(Digest.parse(f"{algorithm}:{name}")))
             except InvalidArgumentError:
@@ -78,22 +103,28 @@ def _blobs(directory: Path) -> tuple[set[str], list[Path]]:
     return digests, unknown
 
 
-def _entries(directory: Path) -> list[str]:
+def entries(directory: Path) -> list[str]:
+    """The names in a directory; none if it is not there."""
     try:
         return os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _batches(items: list[str]) -> Iterator[list[str]]:
+def batches(items: list[str]) -> Iterator[list[str]]:
+    """The items, so many at a time as are judged in one transaction."""
     for start in range(0, len(items), BATCH):
         yield items[start : start + BATCH]
 
 
 def _is_missing(blobs: "LocalBlobs", digest: str) -> bool:
-    """Whether a row has no bytes, looked at once more: it may have gone, or come, since the listing."""
-    row = blobs.db.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,))
-    return row is not None and not blobs.exists(digest)
+    """Whether a row has no bytes, where neither can come or go meanwhile."""
+
+    def look(tx: Transaction) -> bool:
+        row = tx.one("SELECT 1 FROM blobs WHERE digest = ?", (digest,))
+        return row is not None and not blobs.exists(digest)
+
+    return blobs.db.write_sync(look)
 
 
 def _tell(swept: Swept) -> None:

@@ -29,6 +29,7 @@ class LocalIngest:
 
     def __init__(self, blobs: "LocalBlobs", directory: Path, name: str, algorithm: str) -> None:
         self._blobs = blobs
+        self._key = directory.name
         self._placed: Digest | None = None
         self.files = Ingest(directory, name, algorithm)
         self.written_at = 0
@@ -44,7 +45,12 @@ class LocalIngest:
         await self._blobs.run(lambda: self._open(fresh))
 
     def _open(self, fresh: bool) -> None:
-        self.files.open(fresh=fresh)
+        self._blobs.writing.add(self._key)
+        try:
+            self.files.open(fresh=fresh)
+        except BaseException:
+            self._blobs.writing.discard(self._key)
+            raise
         self.written_at = stat_data(self.files.directory)[1]
 
     def digest(self) -> Digest:
@@ -108,7 +114,13 @@ class LocalIngest:
         self._blobs.end_commit(digest)
 
     async def close(self, *, keep: bool) -> None:
-        await self._blobs.run(lambda: self.files.close(keep=keep))
+        await self._blobs.run(lambda: self._close(keep))
+
+    def _close(self, keep: bool) -> None:
+        try:
+            self.files.close(keep=keep)
+        finally:
+            self._blobs.writing.discard(self._key)
 
     async def remove(self) -> None:
         await self._blobs.run(self._remove)
@@ -117,3 +129,4 @@ class LocalIngest:
         self.files.close(keep=False)
         failpoints.reach("content.commit.recorded")
         self.files.remove()
+        self._blobs.writing.discard(self._key)

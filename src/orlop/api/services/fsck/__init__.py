@@ -1,0 +1,1 @@
+"""Generated protobuf code: see the .proto files under proto/. Never edited by hand."""

@@ -1,0 +1,61 @@
+"""The Fsck service, ours: checks of what the daemon knows against what there is. For root's socket."""
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from orlop.api.services.fsck.v1 import fsck_pb2 as pb
+from orlop.base.rpc import Call, Service, bind
+from orlop.core.fsck import Finding
+from orlop.core.fsck.running import Fsck as Running
+from orlop.core.kinds import CHECK, GRPC, METADATA, SNAPSHOTS
+from orlop.core.metadata.check import DatabaseCheck
+from orlop.core.plugin import Context, Registration
+from orlop.core.snapshots.check import SnapshotsCheck
+
+
+class Fsck:
+    """orlop.services.fsck.v1.Fsck."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+
+    async def check(self, _call: Call, request: pb.CheckRequest) -> AsyncIterator[pb.CheckResponse]:
+        run = self._running.run(repair=request.repair, quick=request.quick)
+        try:
+            async for one in run:
+                if isinstance(one, Finding):
+                    yield pb.CheckResponse(finding=_finding(one))
+                else:
+                    yield pb.CheckResponse(unchecked=pb.Unchecked(what=one.what, why=one.why))
+        finally:
+            await run.aclose()
+
+
+def _finding(one: Finding) -> pb.Finding:
+    return pb.Finding(
+        kind=one.kind,
+        object=one.object,
+        namespaces=one.namespaces,
+        wrong=one.wrong,
+        mends=one.mends,
+        mended=one.mended,
+    )
+
+
+def _database(context: Context) -> DatabaseCheck:
+    return DatabaseCheck(context.get(METADATA))
+
+
+def _snapshots(context: Context) -> SnapshotsCheck:
+    return SnapshotsCheck(context.get(METADATA), context.get(SNAPSHOTS))
+
+
+def _init(context: Context) -> Service:
+    return bind(pb.DESCRIPTOR.services_by_name["Fsck"], Fsck(Running(context.all(CHECK))))
+
+
+REGISTRATIONS: Final = (
+    Registration(kind=CHECK, id="metadata", requires=(METADATA,), init=_database),
+    Registration(kind=CHECK, id="snapshots", requires=(METADATA, SNAPSHOTS), init=_snapshots),
+    Registration(kind=GRPC, id="fsck", requires=(CHECK,), init=_init),
+)

@@ -1,0 +1,212 @@
+"""`ctr fsck` on a real daemon that goes on meanwhile: each damage is made for real, found and mended.
+
+One daemon serves all tests, each in a namespace of its own, so no test may leave damage behind: who looks at what is
+found looks at all of it.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import orlop
+from orlop.core.fsck import Finding
+from tools.daemons import COLLECT_ON_REQUEST, Ctr, Orlopd, Registry
+from tools.images import Image
+
+pytestmark = [pytest.mark.root]
+
+
+@pytest.fixture(scope="module")
+def daemon(short_directory: Path) -> Iterator[Orlopd]:
+    with Orlopd(short_directory / "fsck", config=COLLECT_ON_REQUEST) as one:
+        yield one
+
+
+class Stage:
+    """A namespace with an image in it, on a daemon that is healthy before and after."""
+
+    def __init__(self, daemon: Orlopd, ctr: Ctr, image: Image) -> None:
+        self.daemon = daemon
+        self.root = daemon.root
+        self.ctr = ctr
+        self.image = image
+        self.client = orlop.Client(str(daemon.address), ctr.namespace, timeout_s=60)
+
+    def fsck(self, *, repair: bool = False, quick: bool = False) -> list[Finding]:
+        found = list(self.client.fsck(repair=repair, quick=quick))
+        assert all(isinstance(one, Finding) for one in found), found
+        return found  # type: ignore[return-value]
+
+    def bring(self) -> None:
+        self.ctr("images", "import", self.image.archive)
+
+    def runs(self) -> None:
+        name = f"after-{secrets.token_hex(4)}"
+        assert self.ctr("run", "--rm", self.image.reference, name, "sh", "-c", "echo alive").strip() == "alive"
+
+    def rows(self, statement: str, *parameters: object) -> list[tuple[object, ...]]:
+        with contextlib.closing(sqlite3.connect(f"file:{self.root}/meta.db?mode=ro", uri=True)) as connection:
+            return connection.execute(statement, parameters).fetchall()
+
+    def blob(self, digest: str) -> Path:
+        return self.root / "content" / "blobs" / digest.replace(":", "/")
+
+    def largest_blob(self) -> str:
+        """The digest of the image's largest layer."""
+        found = self.rows(
+            "SELECT digest FROM content JOIN blobs USING (digest) WHERE namespace = ? ORDER BY blobs.size_bytes DESC",
+            self.ctr.namespace,
+        )
+        return str(found[0][0])
+
+
+@pytest.fixture
+def stage(daemon: Orlopd, our_ctr: Callable[..., Ctr], namespace: str, busybox_image: Image) -> Iterator[Stage]:
+    one = Stage(daemon, our_ctr(daemon, namespace), busybox_image)
+    one.bring()
+    assert one.fsck() == []
+    yield one
+    one.client.remove_namespace()
+    daemon.forget_cgroup(namespace)
+    assert one.fsck() == []
+    one.client.close()
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file and nothing else of it."""
+    status = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(status.st_size // 2)
+        (byte,) = file.read(1)
+        file.seek(status.st_size // 2)
+        file.write(bytes([byte ^ 0x10]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "is_quick"),
+    [(flip, "blob-corrupt", False), (cut, "blob-truncated", True), (Path.unlink, "blob-missing", True)],
+)
+def test_a_damaged_blob_is_found_and_comes_anew(
+    stage: Stage, damage: Callable[[Path], None], kind: str, is_quick: bool
+) -> None:
+    digest = stage.largest_blob()
+    damage(stage.blob(digest))
+    (found,) = stage.fsck()
+    assert (found.kind, found.object, found.namespaces) == (kind, digest, (stage.ctr.namespace,))
+    assert [one.kind for one in stage.fsck(quick=True)] == ([kind] if is_quick else [])
+
+    assert [one.kind for one in stage.fsck(repair=True)] == [kind]
+    # Its record stays, and who reads it is told.
+    assert stage.client.content.info(digest).digest == digest
+    with pytest.raises(orlop.errdefs.DataLossError, match=f"content {digest}: there is a record of it"):
+        b"".join(stage.client.content.chunks(digest))
+    assert [one.kind for one in stage.fsck()] == ["blob-missing"]
+
+    stage.bring()
+    assert stage.fsck() == []
+    stage.runs()
+
+
+def test_a_pull_brings_a_lost_layer_though_it_is_unpacked(
+    stage: Stage, registry: Registry, busybox_image: Image
+) -> None:
+    reference = registry.push(busybox_image, "lost-layer")
+    stage.ctr("pull", reference)
+    digest = stage.largest_blob()
+    flip(stage.blob(digest))
+    (found,) = stage.fsck(repair=True)
+    assert " from 127.0.0.1/lost-layer: " in found.mends
+    stage.ctr("pull", reference)
+    assert stage.fsck() == []
+
+
+def test_bytes_without_a_row_are_thrown_away(stage: Stage) -> None:
+    blob = stage.blob(f"sha256:{secrets.token_hex(32)}")
+    blob.write_bytes(b"nobody's")
+    ingest = stage.root / "content" / "ingest" / secrets.token_hex(16)
+    ingest.mkdir()
+    (ingest / "ref").write_text(f"{stage.ctr.namespace}/a-ref")
+    (ingest / "data").write_bytes(b"half")
+    snapshot = stage.root / "snapshots" / "overlayfs" / "987654321"
+    (snapshot / "fs").mkdir(parents=True)
+    kinds = {
+        "blob-orphan": f"sha256:{blob.name}",
+        "ingest-orphan": str(ingest),
+        "snapshot-orphan": str(snapshot),
+    }
+    assert {one.kind: one.object for one in stage.fsck(quick=True)} == kinds
+    assert all(path.exists() for path in (blob, ingest, snapshot))
+    mended = stage.fsck(quick=True, repair=True)
+    assert {one.kind: one.object for one in mended} == kinds
+    assert all(one.mended for one in mended)
+    assert not any(path.exists() for path in (blob, ingest, snapshot))
+    assert stage.fsck(quick=True) == []
+
+
+def test_an_ingest_that_is_being_written_is_nobodys_orphan(stage: Stage) -> None:
+    with stage.client.content.writer("half-written") as writer:
+        writer.write(b"half")
+        assert stage.fsck() == []
+    assert stage.fsck() == []
+    stage.client.content.abort("half-written")
+
+
+def test_an_active_snapshot_without_files_is_made_again(stage: Stage) -> None:
+    store = stage.client.snapshots()
+    store.prepare("gone", labels={"containerd.io/gc.root": "now"})
+    ((number,),) = stage.rows("SELECT number FROM snapshots WHERE namespace = ? AND name = 'gone'", stage.ctr.namespace)
+    home = stage.root / "snapshots" / "overlayfs" / str(number)
+    subprocess.run(["rm", "-r", home], check=True)
+    (found,) = stage.fsck(quick=True)
+    assert (found.kind, found.object, found.mended) == ("snapshot-missing", "overlayfs/gone", False)
+    (found,) = stage.fsck(quick=True, repair=True)
+    assert found.mended
+    assert (home / "fs").is_dir()
+    assert stage.fsck() == []
+
+
+def test_what_is_not_ours_is_told_and_left(stage: Stage) -> None:
+    path = stage.root / "content" / "blobs" / "sha256" / "notes.txt"
+    path.write_text("not a blob")
+    try:
+        (found,) = stage.fsck(quick=True, repair=True)
+        assert (found.kind, found.object, found.mended) == ("foreign-file", str(path), False)
+        assert path.exists()
+    finally:
+        path.unlink()
+
+
+def test_the_command_says_what_it_found(stage: Stage) -> None:
+    def fsck(*flags: str, ctr: Ctr = stage.ctr) -> tuple[int, str]:
+        done = ctr.run("fsck", *flags)
+        return done.returncode, done.stdout
+
+    assert fsck() == (0, "all is well\n")
+    digest = stage.largest_blob()
+    flip(stage.blob(digest))
+    assert fsck("--quick") == (0, "all is well\n")
+    status, words = fsck()
+    assert status == 1
+    assert words.startswith(f"blob-corrupt {digest} ({stage.ctr.namespace}): its bytes have the digest sha256:")
+    assert words.endswith("\n1 found, 0 mended, 1 left\n")
+    status, words = fsck("--json", "--repair")
+    assert (status, json.loads(words)["kind"]) == (1, "blob-corrupt")
+    orphan = stage.blob(f"sha256:{secrets.token_hex(32)}")
+    orphan.write_bytes(b"nobody's")
+    stage.bring()
+    status, words = fsck("--repair")
+    assert (status, words.splitlines()[-1]) == (0, "1 found, 1 mended, 0 left")
+    assert fsck("--quick", "--deep")[0] == 2
+    assert fsck(ctr=Ctr(stage.ctr.path, "/nowhere.sock"))[0] == 2
