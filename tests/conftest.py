@@ -13,7 +13,7 @@ import signal
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -203,8 +203,8 @@ def new_containerd(short_directory: Path) -> Iterator[Callable[..., Containerd]]
     _need("containerd", "ctr", "containerd-shim-runc-v2")
     started: list[Containerd] = []
 
-    def start(*, config: str = "") -> Containerd:
-        daemon = Containerd(Path(tempfile.mkdtemp(prefix="c.", dir=short_directory)), config=config)
+    def start(*, config: str = "", off: Sequence[str] = ()) -> Containerd:
+        daemon = Containerd(Path(tempfile.mkdtemp(prefix="c.", dir=short_directory)), config=config, off=off)
         started.append(daemon)
         daemon.start()
         return daemon

@@ -7,6 +7,7 @@ is a context manager; `kill()` and `start()` in between play a crash.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -248,9 +249,13 @@ class Containerd(Engine):
 
     name = "containerd"
 
-    def __init__(self, directory: Path, *, config: str = "", env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, config: str = "", off: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> None:
+        """`off` are plug-ins to disable beside those of Kubernetes."""
         super().__init__(directory, env=env)
         self.config = config
+        self.off = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", *off]
 
     @property
     def version(self) -> tuple[int, int]:
@@ -265,7 +270,7 @@ class Containerd(Engine):
         text = f"""version = 2
 root = "{self.root}"
 state = "{self.state}"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+disabled_plugins = {json.dumps(self.off)}
 oom_score = 0
 
 [grpc]

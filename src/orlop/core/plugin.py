@@ -63,6 +63,7 @@ class Context(Protocol):
 
         Raises:
             NotFoundError: there is none, or it failed or was skipped; the text says which and why.
+            FailedPreconditionError: no id is given, and there are several. Source: containerd's GetSingle.
         """
         ...
 

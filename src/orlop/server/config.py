@@ -125,7 +125,7 @@ class ProxyPlugin:
 
     Attributes:
         type: snapshot, content, diff or sandbox.
-        remote: ours: what a snapshotter is called there, if not as here.
+        remote: ours: what a snapshotter is called there, if not as here; the namespace of a content store there.
     """
 
     type: str = ""

@@ -81,8 +81,13 @@ class Graph:
         await self._stack.aclose()
 
     def get(self, kind: Kind[T], plugin_id: str | None = None) -> T:
-        """The instance of that kind and id; without an id the first one. See `Context.get`."""
+        """The instance of that kind and id; without an id the only one. See `Context.get`."""
         instances = self._instances.get(kind.name, {})
+        if plugin_id is None and len(instances) > 1:
+            raise FailedPreconditionError(
+                f"multiple plugins registered for {kind.name}: {', '.join(sorted(instances))}",
+                hint="disable all but one of them by disabled_plugins",
+            )
         if plugin_id is None and instances:
             instance: T = next(iter(instances.values()))
             return instance

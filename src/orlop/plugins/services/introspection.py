@@ -1,7 +1,6 @@
 """The Introspection service: which plug-ins there are and how they fare, and who this daemon is."""
 
 import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -22,7 +21,7 @@ from orlop.base.errdefs import (
 )
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.kinds import GRPC, METADATA, RUNTIME
-from orlop.core.metadata import Database, Transaction
+from orlop.core.metadata.facts import server_uuid
 from orlop.core.plugin import Context, Registration, Status
 from orlop.core.runtime.binaries import info, resolve
 
@@ -112,22 +111,8 @@ def _fields(status: Status) -> dict[str, str]:
     return fields
 
 
-def _server_uuid(database: Database) -> str:
-    """The uuid of this root directory, made at its first use."""
-    row = database.one("SELECT value FROM facts WHERE key = 'uuid'")
-    if row is not None:
-        return str(row["value"])
-    fresh = str(uuid.uuid4())
-
-    def remember(tx: Transaction) -> None:
-        tx.execute("INSERT INTO facts (key, value) VALUES ('uuid', ?)", (fresh,))
-
-    database.write_sync(remember)
-    return fresh
-
-
 def _init(context: Context) -> Service:
-    service = Introspection(context.plugins, _server_uuid(context.get(METADATA)), context.daemon.runtimes)
+    service = Introspection(context.plugins, server_uuid(context.get(METADATA)), context.daemon.runtimes)
     return bind(introspection_pb2.DESCRIPTOR.services_by_name["Introspection"], service)
 
 

@@ -1,6 +1,9 @@
-"""A content store for tests that are no coroutines, and for threads: each call has an event loop of its own."""
+"""A content store for tests that are no coroutines, and for threads: each call has an event loop of its own, or the
+one that is given.
+"""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from orlop.core.content.store import ContentStore
@@ -10,36 +13,38 @@ from orlop.core.content.writer import ContentWriter
 class Blocking:
     """Everything of a store as it is, and what opens something as blocking calls."""
 
-    def __init__(self, store: ContentStore) -> None:
+    def __init__(self, store: ContentStore, run: Callable[[Coroutine[Any, Any, Any]], Any] = asyncio.run) -> None:
         self.store = store
+        self.run = run
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.store, name)
 
     def open(self, namespace: str, digest: str) -> Any:
-        return asyncio.run(self.store.reader(namespace, digest))
+        return self.run(self.store.reader(namespace, digest))
 
     def writer_sync(self, namespace: str, ref: str, **options: Any) -> "BlockingWriter":
-        return BlockingWriter(asyncio.run(self.store.writer(namespace, ref, **options)))
+        return BlockingWriter(self.run(self.store.writer(namespace, ref, **options)), self.run)
 
 
 class BlockingWriter:
     """The same for a writer."""
 
-    def __init__(self, writer: ContentWriter) -> None:
+    def __init__(self, writer: ContentWriter, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self.writer = writer
+        self.run = run
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.writer, name)
 
     def write_sync(self, data: bytes) -> None:
-        asyncio.run(self.writer.write(data))
+        self.run(self.writer.write(data))
 
     def truncate_sync(self) -> None:
-        asyncio.run(self.writer.truncate())
+        self.run(self.writer.truncate())
 
     def commit_sync(self, **options: Any) -> Any:
-        return asyncio.run(self.writer.commit(**options))
+        return self.run(self.writer.commit(**options))
 
     def close_sync(self) -> None:
-        asyncio.run(self.writer.close())
+        self.run(self.writer.close())

@@ -1,5 +1,6 @@
 """The content store as a state machine: whatever is done in whatever order, it agrees with a model in memory."""
 
+import asyncio
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, NotFoundError, UnavailableError
+from orlop.core.content.remote import RemoteBlobs
+from orlop.core.content.store import ContentStore
 from orlop.core.metadata import Database
 from orlop.core.metadata.trash import Trash
 from orlop.oci.digest import Digest
@@ -52,13 +55,21 @@ class Contents(RuleBasedStateMachine):
     @rule()
     def restart(self):
         """As after a kill: open writers are gone, what they wrote is there."""
-        for writer in self.writers.values():
-            writer._ingest.files._close()
+        self.drop_writers()
         self.writers.clear()
         self.stop()
         self.start()
-        swept = self.store.sweep()
-        assert swept.missing == ()
+        self.sweep()
+
+    def drop_writers(self):
+        for writer in self.writers.values():
+            writer._ingest.files._close()
+
+    def sweep(self):
+        assert self.store.sweep().missing == ()
+
+    def run(self, work):
+        return asyncio.run(work)
 
     @rule(target=digests, data=chunks, more=chunks)
     def digest(self, data, more):
@@ -158,15 +169,74 @@ class Contents(RuleBasedStateMachine):
     def rows_and_bytes_are_those_of_the_model(self):
         rows = {(row["namespace"], row["digest"]) for row in self.db.all("SELECT namespace, digest FROM content")}
         assert rows == self.records
-        on_disk = {f"sha256:{path.name}" for path in (self.store.root / "blobs" / "sha256").glob("*")}
-        assert on_disk == set(self.blobs)
+        assert self.lying_there() == set(self.blobs)
         for namespace, digest in self.records:
             reader = self.store.open(namespace, digest)
-            assert reader.pread(0, reader.size + 1) == self.blobs[digest]
+            assert self.run(reader.read_at(0, reader.size + 1)) == self.blobs[digest]
             reader.close()
         refs = {(row["namespace"], row["ref"]) for row in self.db.all("SELECT namespace, ref FROM ingests")}
         assert refs == set(self.ingests)
 
+    def lying_there(self):
+        return {f"sha256:{path.name}" for path in (self.store.root / "blobs" / "sha256").glob("*")}
 
-def test_the_store_agrees_with_a_model():
-    run_state_machine_as_test(Contents, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))
+
+class ContentsElsewhere(Contents):
+    """The same over bytes in another store. It survives our restarts, and has an event loop for all."""
+
+    def __init__(self):
+        self.runner = asyncio.Runner()
+        self.far_root = Path(tempfile.mkdtemp(prefix="orlop-machine-"))
+        self.far_db = Database(self.far_root / "meta.db").__enter__()
+        self.far_trash = Trash(self.far_root, self.far_db).__enter__()
+        self.far = LocalStore(self.far_root / "content", self.far_db, self.far_trash)
+        super().__init__()
+
+    def run(self, work):
+        return self.runner.run(work)
+
+    def start(self):
+        self.db = Database(self.root / "meta.db").__enter__()
+        self.remote = RemoteBlobs(self.far, self.db, namespace="here")
+        self.run(self.remote.__aenter__())
+        self.store = Blocking(ContentStore(self.db, self.remote), self.run)
+
+    def stop(self):
+        self.run(self.remote.__aexit__())
+        self.db.__exit__()
+
+    def teardown(self):
+        super().teardown()
+        self.far.close()
+        self.far_trash.__exit__()
+        self.far_db.__exit__()
+        self.runner.close()
+        shutil.rmtree(self.far_root)
+
+    def drop_writers(self):
+        """Our death ends the streams, and the other side closes its writers."""
+        for writer in self.writers.values():
+            if writer._ingest._writer is not None:
+                self.run(writer._ingest._writer.close())
+
+    def sweep(self):
+        self.store.sweep()
+
+    def lying_there(self):
+        self.run(self.settled())
+        return {row["digest"] for row in self.far_db.all("SELECT digest FROM content")}
+
+    def busy(self):
+        remote = self.remote
+        return remote._doomed or remote._aborted or remote._removing or remote._sweeping
+
+    async def settled(self):
+        async with asyncio.timeout(30):
+            await asyncio.sleep(0)
+            while self.busy():  # noqa: ASYNC110 - what it looks at tells nobody
+                await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("machine", [Contents, ContentsElsewhere])
+def test_the_store_agrees_with_a_model(machine):
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))
