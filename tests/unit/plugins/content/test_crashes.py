@@ -452,3 +452,20 @@ def test_a_record_deleted_as_soon_as_it_is_made_takes_its_blob_along(tmp_path):
         settle(store)
         assert files(tmp_path) == []
         consistent(store)
+
+
+def test_an_abort_while_the_writer_is_closed_is_no_failure_of_the_close(tmp_path, monkeypatch):
+    with opened(tmp_path) as store:
+        made = store.writer_sync("a", "r")
+        made.write_sync(b"data")
+        real = ingest_module.Ingest.sync
+
+        def sync(self):
+            real(self)
+            store.db.write_sync(lambda tx: store.remove_ingest(tx, "a", "r"))
+
+        monkeypatch.setattr(ingest_module.Ingest, "sync", sync)
+        made.close_sync()
+        settle(store)
+        assert files(tmp_path) == []
+        consistent(store)

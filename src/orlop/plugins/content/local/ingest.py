@@ -136,7 +136,8 @@ class Ingest:
         try:
             if keep and self.directory.exists():
                 self.sync()
-                with self._disk("close"):
+                # An abort takes the directory away at any time; then there is nothing to keep.
+                with self._disk("close"), contextlib.suppress(FileNotFoundError):
                     self._note_synced(self.offset)
         finally:
             self._close()
