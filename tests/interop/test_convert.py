@@ -1,14 +1,20 @@
 """Converted images: the digests that containerd's converter gives, and images that other tools read."""
 
+import gzip
+import hashlib
 import json
+import os
 import subprocess
+import uuid
 from pathlib import Path
 
 import pytest
 
+from orlop.base.errdefs import FailedPreconditionError, InvalidArgumentError, OrlopError, UnknownError
 from orlop.client.convert import ConvertOptions, LayerForm, MediaFamily
 from orlop.client.sync import Client
-from tools import peers
+from orlop.oci.image import Descriptor
+from tools import debian13, peers
 from tools.images import Image
 
 pytestmark = [pytest.mark.root, pytest.mark.interop]
@@ -138,3 +144,106 @@ def test_errors_name_what_is_wrong(client, imported) -> None:
     with pytest.raises(NotFoundError):
         client.images.get("x/y:1")
     assert client.content.ingests() == []
+
+
+@pytest.fixture
+def mkfs(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An mkfs.erofs that reads archives, first in PATH."""
+    try:
+        program = debian13.mkfs_erofs()
+    except peers.PeerError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return program
+
+
+@pytest.mark.parametrize(("form", "suffix"), [(LayerForm.EROFS, ""), (LayerForm.EROFS_ZSTD, "+zstd")])
+def test_layers_become_file_systems_that_run(
+    client,
+    orlopd,
+    our_ctr,
+    namespace,
+    mkfs: Path,
+    busybox_multi_image: Image,
+    form: LayerForm,
+    suffix: str,
+    tmp_path: Path,
+) -> None:
+    """An image whose layers are of EROFS, as containerd 2.3 makes it, is pulled apart and run by its snapshotter."""
+    with open(busybox_multi_image.archive, "rb") as file:
+        client.import_(file)
+    made = _convert(client, busybox_multi_image.reference, "x/erofs:1", layers=form)
+    [entry] = json.loads(client.content.read(made.target.digest))["manifests"]
+    assert entry["platform"] == {"architecture": "amd64", "os": "linux", "os.features": ["erofs"]}
+    layers = made.manifest().layers
+    assert {one.media_type for one in layers} == {f"application/vnd.erofs.layer.v1{suffix}"}
+    config = json.loads(client.content.read(made.manifest().config.digest))
+    assert config["os.features"] == ["erofs"]
+    assert list(config) == sorted(config)
+    labels = [client.content.info(one.digest).labels["containerd.io/uncompressed"] for one in layers]
+    assert config["rootfs"] == {"type": "layers", "diff_ids": labels}
+    if not suffix:
+        assert [str(one.digest) for one in layers] == labels
+    ctr = our_ctr(orlopd, namespace)
+    states = [line.split() for line in ctr("plugins", "ls").splitlines()]
+    if not any(row[1] == "erofs" and row[-1] == "ok" and "snapshotter" in row[0] for row in states):
+        pytest.skip("this kernel cannot mount an image of EROFS from a file")
+    platform = ("--platform", "linux(+erofs)/amd64")
+    words = ("sh", "-c", "find /bin /etc -type f -exec sha256sum {} + | grep -v -e resolv -e hosts | sort")
+    said = ctr("run", "--rm", "--snapshotter", "erofs", *platform, "x/erofs:1", "converted", *words)
+    assert said
+    assert ctr("run", "--rm", busybox_multi_image.reference, "plain", *words) == said
+    refused = ctr.run("images", "mount", *platform, "x/erofs:1", tmp_path)
+    assert "only the erofs snapshotter takes it" in refused.stderr
+
+
+def test_a_file_system_is_what_containerd_calls_mkfs_for(client, imported, mkfs: Path, tmp_path: Path) -> None:
+    """Arguments as in containerd's erofsutils.ConvertTarErofs and converter/erofs: the same bytes."""
+    made = _convert(
+        client,
+        imported,
+        "x/erofs:1",
+        layers=LayerForm.EROFS,
+        erofs_compressors="lz4",
+        erofs_mkfs_options=["-T", "1700000000"],
+    )
+    old, new = client.images.get(imported).manifest().layers[0], made.manifest().layers[0]
+    name = uuid.uuid5(uuid.NAMESPACE_URL, f"erofs:blobs/{old.digest}")
+    words = ["--tar=f", "--aufs", "--quiet", "-Enoinline_data", "-zlz4", "-C", "65536", "-T", "1700000000", "-U", name]
+    image = tmp_path / "layer.erofs"
+    tar = gzip.decompress(client.content.read(old.digest))
+    subprocess.run([mkfs, *map(str, words), image], input=tar, check=True)
+    assert new.digest == f"sha256:{hashlib.sha256(image.read_bytes()).hexdigest()}"
+
+
+def test_what_mkfs_says_is_said(client, imported, our_ctr, orlopd, namespace, monkeypatch, tmp_path: Path) -> None:
+    ctr = our_ctr(orlopd, namespace)
+    words = ("images", "convert", "--erofs", "raw", imported, "x/erofs:1")
+    assert 'unsupported erofs format "other", supported: raw, zstd' in ctr.run(*words[:3], "other", *words[4:]).stderr
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FailedPreconditionError, match=r"mkfs\.erofs is not in PATH") as missing:
+        _convert(client, imported, "x/erofs:1", layers=LayerForm.EROFS)
+    assert "install erofs-utils" in (missing.value.hint or "")
+    program = tmp_path / "mkfs.erofs"
+    program.write_text("#!/bin/sh\necho mkfs.erofs: unrecognized option --tar=f >&2\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(UnknownError, match=r"ended with 1: mkfs\.erofs: unrecognized option --tar=f") as old:
+        _convert(client, imported, "x/erofs:1", layers=LayerForm.EROFS)
+    assert "too old" in (old.value.hint or "")
+    assert client.content.ingests() == []
+    assert [image.name for image in client.images.list()] == [imported]
+
+
+def test_a_blob_that_is_no_file_system_is_refused(client, orlopd) -> None:
+    """Who says that a layer is EROFS must have one; nothing is left of the attempt."""
+    blob = b"not a file system" * 1000
+    digest = client.content.write("blob", blob)
+    snapshots = client.snapshots("erofs")
+    try:
+        snapshots.prepare("extract-1 layer")
+    except OrlopError as error:
+        pytest.skip(str(error))
+    descriptor = Descriptor(media_type="application/vnd.erofs.layer.v1", digest=digest, size=len(blob))
+    with pytest.raises(InvalidArgumentError, match="no image of EROFS: it has no superblock"):
+        client.diff.apply(descriptor, snapshots.mounts("extract-1 layer"))
+    snapshots.remove("extract-1 layer")

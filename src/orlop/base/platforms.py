@@ -16,6 +16,8 @@ from typing import Final, Protocol
 from orlop.base.errdefs import InvalidArgumentError
 from orlop.base.quoting import quote
 
+EROFS_FEATURE: Final = "erofs"
+"""In `os.features`: layers are file system images."""
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _OS: Final = re.compile(r"([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9_.%-]+)*)\))?")
 
@@ -181,6 +183,11 @@ def default_string() -> str:
     """This host as a specifier: `linux/amd64`, `linux/arm64/v8`; the micro-architecture of amd64 stays unsaid."""
     host = normalize(default())
     return format_platform(replace(host, variant="") if host.architecture == "amd64" else host)
+
+
+def with_erofs(platform: PlatformLike) -> Platform:
+    """`platform` where layers may be file system images, as `linux(+erofs)/amd64`; containerd's converter writes it."""
+    return normalize(replace(normalize(platform), os_features=(*platform.os_features, EROFS_FEATURE)))
 
 
 def default_matcher() -> Matcher:

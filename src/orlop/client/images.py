@@ -382,12 +382,13 @@ class Images:
             NotFoundError: a part of a wanted platform is not here, or there is none for the platforms.
             InvalidArgumentError: there is no media type for what is wanted.
             DataLossError: a layer is damaged.
+            FailedPreconditionError, UnknownError: for images of EROFS, mkfs.erofs is not here, or fails.
         """
         from orlop.client.convert import ConvertOptions, convert
 
         wanted = options or ConvertOptions()
         await convert(self._session, source, name, wanted)
-        return await self.get(name, platform=wanted.platforms[0] if wanted.platforms else None)
+        return await self.get(name, platform=wanted.platform)
 
     async def prune(self) -> list[str]:
         """Remove the images that no container was made from, and return their names.

@@ -260,6 +260,7 @@ class Images:
             NotFoundError: a part of a wanted platform is not here, or there is none for the platforms.
             InvalidArgumentError: there is no media type for what is wanted.
             DataLossError: a layer is damaged.
+            FailedPreconditionError, UnknownError: for images of EROFS, mkfs.erofs is not here, or fails.
         """
         return Image(drive(self._inner.convert(source, name, options)))
 

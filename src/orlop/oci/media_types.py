@@ -108,6 +108,20 @@ def is_layer(media_type: str) -> bool:
     return media_type.startswith("application/vnd.oci.image.layer.") or parse(media_type)[0] in _OTHER_LAYERS
 
 
+def is_file_system(media_type: str) -> bool:
+    """Whether a layer is no archive but an image of EROFS, plain or compressed as a whole.
+
+    Source: IsErofsMediaType in containerd's internal/erofsutils; `.erofs` at the end is how such types began.
+    """
+    base, suffixes = parse(media_type)
+    return (base in (EROFS_LAYER, EROFS) or base.endswith(".erofs")) and suffixes in ((), ("gzip",), ("zstd",))
+
+
+def is_plain_file_system(media_type: str) -> bool:
+    """Whether a layer is an image of EROFS that is not compressed as a whole: its digest is its DiffID."""
+    return is_file_system(media_type) and not parse(media_type)[1]
+
+
 def is_docker(media_type: str) -> bool:
     return media_type.startswith("application/vnd.docker.")
 

@@ -2,7 +2,7 @@
 
 import click
 
-from orlop.base.errdefs import InvalidArgumentError, UnimplementedError
+from orlop.base.errdefs import InvalidArgumentError
 from orlop.cmd.cli import App, GoCommand, pass_app
 
 
@@ -14,9 +14,9 @@ from orlop.cmd.cli import App, GoCommand, pass_app
 @click.option("--zstd", is_flag=True, help="Compress layers with zstd.")
 @click.option("--oci", is_flag=True, help="Make Docker's media types OCI's.")
 @click.option("--docker", is_flag=True, help="Make OCI's media types Docker's.")
-@click.option("--erofs", default="", hidden=True, help="Of containerd 2.3: layers as EROFS images.")
-@click.option("--erofs-compressors", default="", hidden=True, help="Of containerd 2.3.")
-@click.option("--erofs-mkfs-options", default="", hidden=True, help="Of containerd 2.3.")
+@click.option("--erofs", metavar="raw|zstd", help="Make layers images of EROFS, by mkfs.erofs; compressed or not.")
+@click.option("--erofs-compressors", default="", help="Compress data in these images: mkfs.erofs -z.")
+@click.option("--erofs-mkfs-options", default="", help="More arguments of mkfs.erofs, such as -Efragments,dedupe.")
 @click.option("--platform", "platforms", multiple=True, help="Keep this platform.")
 @click.option("--all-platforms", is_flag=True, help="Keep all platforms; all of them must be here.")
 @pass_app
@@ -29,7 +29,7 @@ def convert(
     zstd: bool,
     oci: bool,
     docker: bool,
-    erofs: str,
+    erofs: str | None,
     erofs_compressors: str,
     erofs_mkfs_options: str,
     platforms: tuple[str, ...],
@@ -41,17 +41,22 @@ def convert(
     """
     from orlop.client.convert import ConvertOptions, LayerForm, MediaFamily
 
-    if erofs or erofs_compressors or erofs_mkfs_options:
-        raise UnimplementedError(
-            "converting layers to EROFS", hint="the erofs snapshotter makes an image mountable while it is unpacked"
-        )
-    if uncompress + gzip + zstd > 1:
-        raise InvalidArgumentError("--uncompress, --gzip and --zstd exclude each other")
+    if erofs not in (None, "raw", "zstd"):
+        raise InvalidArgumentError(f'unsupported erofs format "{erofs}", supported: raw, zstd')
+    # As in containerd, --erofs beside --uncompress is --erofs.
+    if uncompress + gzip + zstd > 1 or (erofs and (gzip or zstd)):
+        raise InvalidArgumentError("--uncompress, --gzip, --zstd and --erofs exclude each other")
     if oci and docker:
         raise InvalidArgumentError("--oci and --docker exclude each other")
+    if erofs and docker:
+        raise InvalidArgumentError("--erofs and --docker exclude each other: Docker has no name for such layers")
     layers = LayerForm.UNCOMPRESSED if uncompress else LayerForm.GZIP if gzip else LayerForm.ZSTD if zstd else None
+    if erofs:
+        layers = LayerForm.EROFS_ZSTD if erofs == "zstd" else LayerForm.EROFS
     options = ConvertOptions(
         layers=layers or LayerForm.KEEP,
+        erofs_compressors=erofs_compressors,
+        erofs_mkfs_options=erofs_mkfs_options.split(),
         family=MediaFamily.OCI if oci else MediaFamily.DOCKER if docker else MediaFamily.KEEP,
         platforms=platforms,
         all_platforms=all_platforms,

@@ -78,14 +78,15 @@ class Plan:
         marks = "user.overlay" if "userxattr" in mount.options else "trusted.overlay"
         return cls(mounts=mounts, directory=upper, lower=_below(lowers, mount), overlay=True, marks=marks)
 
-    def request(self, *, sync: bool, limits: Limits, image: str = "") -> dict[str, Any]:
+    def request(self, *, sync: bool, limits: Limits, image: str = "", whole: bool = False) -> dict[str, Any]:
         """As the zygote takes it.
 
         Args:
             image: file to make of the layer instead of writing into the tree.
+            whole: the layer is such a file.
         """
         return {
-            "kind": "index" if image else "apply",
+            "kind": "image" if whole else "index" if image else "apply",
             "image": image,
             "mounts": [dataclasses.asdict(mount) for mount in self.mounts],
             "directory": self.directory,
@@ -110,6 +111,7 @@ async def apply(
     steps: Sequence[Step] = (),
     payloads: Mapping[str, bytes] | None = None,
     image: str = "",
+    whole: bool = False,
 ) -> Applied:
     """Unpack a blob as `plan` says; see `Differ.apply` for what is raised.
 
@@ -117,17 +119,20 @@ async def apply(
         blob: stays the caller's, to be closed.
         image: where to make a file system image of the layer instead, which whoever gave the mounts stacks in its
             stead. A layer that cannot be one is unpacked.
+        whole: the layer is a file system image already, and becomes the file at `image`.
         sync: write the tree to disk before this returns.
         steps: stream processors that the blob goes through first.
         payloads: what they are given, by their ids.
     """
+    if whole and plan.directory is None:
+        raise errdefs.InvalidArgumentError(f"layer {layer.digest} is a file system: it needs its snapshot's own mounts")
 
     def tell(message: dict[str, Any]) -> None:
         if progress is not None and "progress" in message:
             progress(message["progress"])
 
     async def run(image: str) -> dict[str, Any]:
-        request = plan.request(sync=sync, limits=limits or Limits(), image=image)
+        request = plan.request(sync=sync, limits=limits or Limits(), image=image, whole=whole)
         async with (
             reading(blob, layer.digest) as descriptor,
             running(steps, descriptor, payloads or {}) as source,
@@ -138,7 +143,7 @@ async def apply(
         try:
             done = await run(image if plan.directory is not None else "")
         except JobError as error:
-            if error.message["kind"] != "unsuitable":
+            if whole or error.message["kind"] != "unsuitable":
                 raise
             log.info("layer is unpacked", extra={"digest": layer.digest, "reason": error.message["text"]})
             if blob.fd is not None:
@@ -175,6 +180,8 @@ def failure(
             return errdefs.ResourceExhaustedError(text)
         case "changed":
             return errdefs.AbortedError(text)
+        case "unsuitable":
+            return errdefs.FailedPreconditionError(text)
         case "os" if message["errno"] in disk.FULL:
             where = f" on the file system at {disk.mount_point(written)}" if written else ""
             return errdefs.ResourceExhaustedError(text + where, hint="free space on the file system of the snapshots")

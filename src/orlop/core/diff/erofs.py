@@ -31,6 +31,9 @@ _XATTR_SIZE_MAX: Final = 65535  # bytes of one value
 _XATTRS_SIZE_MAX: Final = 200_000  # bytes of all of an inode's; some are left for marks that are added
 
 _SUPER: Final = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ24x")
+_HEAD: Final = struct.Struct("<I8xB23xI")  # magic, log2 of a block's size, number of blocks
+HEAD: Final = SUPER_OFFSET + _SUPER.size
+"""As many bytes from the beginning hold the superblock."""
 _INODE: Final = struct.Struct("<HHHHQIIIIQII16x")
 _DIRENT: Final = struct.Struct("<QHBx")
 _XATTRS: Final = struct.Struct("<IB7x")
@@ -108,6 +111,26 @@ def fits(xattrs: Mapping[bytes, bytes]) -> bool:
         all(1 < len(_split(name)[1]) + 1 <= 256 and len(value) <= _XATTR_SIZE_MAX for name, value in xattrs.items())
         and _xattrs_size(xattrs) <= _XATTRS_SIZE_MAX
     )
+
+
+def damage(head: bytes, size: int) -> str:
+    """What speaks against a file of `size` bytes being an image, or an empty string: the kernel would only find later.
+
+    It may be longer than its superblock says, for what is no part of the file system (dm-verity's hashes).
+
+    Args:
+        head: the file's first `HEAD` bytes; anybody's image, not only ours.
+    """
+    if len(head) < HEAD:
+        return f"it ends after {len(head)} bytes"
+    magic, block_bits, blocks = _HEAD.unpack_from(head, SUPER_OFFSET)
+    if magic != SUPER_MAGIC:
+        return "it has no superblock of EROFS"
+    if not 9 <= block_bits <= 16:
+        return f"its blocks have 2^{block_bits} bytes"
+    if size < blocks << block_bits:
+        return f"{size} bytes, {blocks << block_bits} expected"
+    return ""
 
 
 class Metadata:

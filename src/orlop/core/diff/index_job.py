@@ -28,18 +28,22 @@ PART: Final = ".part"
 def index(job: Job) -> Message:
     """Make an image of the job's file as `Plan.request` says, at the request's `image`."""
     request = job.request
+    check_empty(request)
     directory: str = request["directory"]
-    if os.listdir(directory):
-        raise UnsuitableError("the snapshot has been written to before")
-    if os.path.exists(request["image"]):
-        raise UnsuitableError("the snapshot has a layer already")
     with image_file(request["image"], sync=request["sync"], job=job) as fd:
         view = sandbox.enter([], [mount_from(item) for item in request["lower"]], directory)
         done = supervise(job, lambda report: _build(job, request, view, fd, report))
-        # The empty root directory beside it counts too, and the directory of both.
-        done["usage"] = [os.fstat(fd).st_blocks * 512 + os.fstat(view.root_fd).st_blocks * 512, 2]
+        done["usage"] = usage(fd, view)
     done["isolated"] = view.isolated
     return done
+
+
+def check_empty(request: Message) -> None:
+    """Raise UnsuitableError if the snapshot has anything in it: an image is the whole of a layer."""
+    if os.listdir(request["directory"]):
+        raise UnsuitableError("the snapshot has been written to before")
+    if os.path.exists(request["image"]):
+        raise UnsuitableError("the snapshot has a layer already")
 
 
 @contextlib.contextmanager
@@ -67,6 +71,11 @@ def image_file(path: str, *, sync: bool, job: Job) -> Iterator[int]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part, dir_fd=home_fd)
             raise
+
+
+def usage(image: int, view: sandbox.View) -> list[int]:
+    """Bytes and inodes: the empty root directory beside the image counts too, and the directory of both."""
+    return [os.fstat(image).st_blocks * 512 + os.fstat(view.root_fd).st_blocks * 512, 2]
 
 
 def _build(job: Job, request: Message, view: sandbox.View, image: int, report: int) -> Message:

@@ -16,11 +16,16 @@ import socket
 import sys
 from typing import Final
 
-from orlop.core.diff import apply_job, compare_job, index_job, job, output, sandbox, stream
+from orlop.core.diff import apply_job, compare_job, image_job, index_job, job, output, sandbox, stream
 from orlop.linux import prctl
 
 MAX_REQUEST: Final = 1 << 18
-_JOBS: Final = {"apply": apply_job.apply, "compare": compare_job.compare, "index": index_job.index}
+_JOBS: Final = {
+    "apply": apply_job.apply,
+    "compare": compare_job.compare,
+    "image": image_job.store,
+    "index": index_job.index,
+}
 
 
 def main(control_fd: int) -> None:

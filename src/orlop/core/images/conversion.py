@@ -11,14 +11,16 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from orlop.base import json_text
+import msgspec
+
+from orlop.base import json_text, platforms
 from orlop.base.errdefs import DataLossError, InvalidArgumentError
 from orlop.base.labels import GC_REF_CONTENT, UNCOMPRESSED
 from orlop.core.diff.stream import CHUNK, Compression, decompressor, detect
 from orlop.core.images.gc_labels import child_labels
 from orlop.oci import media_types as types
 from orlop.oci.digest import Digest, new_hash
-from orlop.oci.image import Descriptor
+from orlop.oci.image import Descriptor, Platform, decode_image, encode
 
 _TO_OCI: Final = {
     types.DOCKER_MANIFEST_LIST: types.OCI_INDEX,
@@ -218,6 +220,40 @@ def layer_labels(old: Mapping[str, str], *, compressed: bool, diff_id: Digest) -
     return {**labels, UNCOMPRESSED: diff_id} if compressed else labels
 
 
+def erofs_config(
+    config: Mapping[str, Any], diff_ids: Mapping[str, str], platform: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An image's config for layers that are file systems, and the platform its manifest has from now on.
+
+    Args:
+        diff_ids: those of the images by those of the tars.
+        platform: what an index says of the manifest, or None for what the config says.
+
+    Raises:
+        InvalidArgumentError: it is no config of an image.
+
+    Source: convertConfig in core/images/converter/default.go, UpdateManifestPlatform in converter/erofs/erofs.go.
+    """
+    said = msgspec.convert(platform, Platform) if platform else decode_image(json.dumps(config).encode()).platform
+    there = platforms.with_erofs(said)
+    new = dict(config)
+    rootfs = new.get("rootfs")
+    if isinstance(rootfs, dict) and rootfs.get("type") == "layers":
+        changed = [diff_ids.get(one, one) for one in rootfs.get("diff_ids") or ()]
+        if changed != rootfs.get("diff_ids"):
+            new["rootfs"] = {"type": "layers", "diff_ids": changed}
+            for name in ("config", "container_config"):  # Docker's names of what the layers were
+                if isinstance(new.get(name), dict):
+                    new[name] = {key: value for key, value in sorted(new[name].items()) if key != "Image"}
+    new["os.features"] = list(there.os_features)
+    return new, json.loads(encode(Platform.of(there)))
+
+
+def write_config(config: Mapping[str, Any]) -> bytes:
+    """The JSON of a config as Go writes a map: its names in order, and what they stand for as it was."""
+    return _escaped(json.dumps(dict(sorted(config.items())), separators=(",", ":"), ensure_ascii=False)).encode()
+
+
 def document_labels(old: Mapping[str, str], children: Sequence[Descriptor]) -> dict[str, str]:
     """The labels of a converted manifest or index: those of the old one, with references to the new children."""
     return {
@@ -248,9 +284,7 @@ def write_document(document: Mapping[str, Any], *, indent: int | None = None) ->
             ordered[name] = [_ordered(one, _DESCRIPTOR_ORDER) for one in ordered[name]]
     colon = ":" if indent is None else ": "
     text = json.dumps(ordered, indent=indent, separators=(",", colon), ensure_ascii=False)
-    for plain, escaped in _ESCAPES.items():
-        text = text.replace(plain, escaped)
-    return text.encode()
+    return _escaped(text).encode()
 
 
 def replaced(
@@ -266,6 +300,12 @@ def replaced(
         if value is not None:
             changed[name] = value
     return changed
+
+
+def _escaped(text: str) -> str:
+    for plain, escaped in _ESCAPES.items():
+        text = text.replace(plain, escaped)
+    return text
 
 
 def _ordered(value: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:

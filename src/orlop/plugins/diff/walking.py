@@ -1,4 +1,4 @@
-"""The differ for tar layers, uncompressed, gzip or zstd; its work is done in workers."""
+"""The differ for tar layers, uncompressed, gzip or zstd, and for images of EROFS; its work is done in workers."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from orlop.base.errdefs import OrlopError, ResourceExhaustedError
+from orlop.base.errdefs import OrlopError, ResourceExhaustedError, UnimplementedError
 from orlop.base.platforms import default_string
 from orlop.base.quoting import quote
 from orlop.core.content import Reader, WatchedStore
@@ -28,6 +28,7 @@ from orlop.core.plugin import Context, Registration
 from orlop.core.snapshots import Usage
 from orlop.core.snapshots.stores import Stores
 from orlop.oci.image import MAX_MANIFEST_SIZE, decode_manifest
+from orlop.oci.media_types import is_file_system
 
 
 @dataclass(slots=True)
@@ -78,8 +79,11 @@ class Walking:
         payloads: Mapping[str, bytes] | None = None,
     ) -> Applied:
         await self._content.info(namespace, layer.digest)
-        steps = chain(layer.media_type, self._processors)
+        whole = is_file_system(layer.media_type)
+        steps = [] if whole else chain(layer.media_type, self._processors)
         image = self._snapshots.image(mounts) or ""
+        if whole and not image:
+            raise UnimplementedError(f"layer {layer.digest} is a file system: only the erofs snapshotter takes it")
         try:
             applied = None if sync or steps or image else await self._taken(namespace, layer, mounts)
             if applied is None:
@@ -98,6 +102,7 @@ class Walking:
                         steps=steps,
                         payloads=payloads,
                         image=image,
+                        whole=whole,
                     )
         except OrlopError:
             if self.ahead is not None:

@@ -46,9 +46,8 @@ class Diff:
         except UnimplementedError as error:
             # Of an unknown class: so says containerd that nobody takes a media type.
             raise UnknownError(error.text) from None
-        descriptor = descriptor_pb2.Descriptor(
-            media_type=media_types.OCI_LAYER, digest=applied.digest, size=applied.size
-        )
+        plain = layer.media_type if media_types.is_plain_file_system(layer.media_type) else media_types.OCI_LAYER
+        descriptor = descriptor_pb2.Descriptor(media_type=plain, digest=applied.digest, size=applied.size)
         return diff_pb2.ApplyResponse(applied=descriptor)
 
     async def diff(self, call: Call, request: diff_pb2.DiffRequest) -> diff_pb2.DiffResponse:

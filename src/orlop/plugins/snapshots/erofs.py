@@ -24,7 +24,6 @@ import asyncio
 import contextlib
 import os
 import stat
-import struct
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from typing import Final
 
 from orlop.base import failpoints
 from orlop.base.errdefs import DataLossError, FailedPreconditionError, OrlopError
-from orlop.base.platforms import default_string
+from orlop.base.platforms import default, default_string, format_all, with_erofs
 from orlop.core.diff import erofs
 from orlop.core.kinds import SNAPSHOTTER
 from orlop.core.mount import Mount
@@ -50,7 +49,6 @@ NAME: Final = "erofs"
 IMAGE: Final = "layer.erofs"
 MOUNTED: Final = "mounted"
 _BLOCK_BYTES: Final = 512  # unit of st_blocks, stat(3type)
-_BLOCKS: Final = struct.Struct("<I32xI")  # magic and number of blocks in a superblock
 
 
 @dataclass(slots=True)
@@ -193,12 +191,10 @@ def _check(image: str) -> None:
         DataLossError: it has not the length that its superblock says, or no superblock.
     """
     with open(image, "rb") as file:
-        file.seek(erofs.SUPER_OFFSET)
-        head = file.read(_BLOCKS.size)
+        head = file.read(erofs.HEAD)
         size = os.fstat(file.fileno()).st_size
-    magic, blocks = _BLOCKS.unpack(head) if len(head) == _BLOCKS.size else (0, 0)
-    if magic != erofs.SUPER_MAGIC or size != blocks * erofs.BLOCK:
-        raise DataLossError(f"snapshotter {NAME}: {image} is incomplete: {size} bytes, {blocks * erofs.BLOCK} expected")
+    if damage := erofs.damage(head, size):
+        raise DataLossError(f"snapshotter {NAME}: {image} is incomplete: {damage}")
 
 
 def verdict(root: Path) -> probe.Verdict:
@@ -257,7 +253,7 @@ def _init(context: Context) -> Erofs:
     snapshotter = Erofs(root, options=options)
     context.on_close(lambda: asyncio.to_thread(snapshotter.close))
     context.exports.update(snapshotter.exports)
-    context.platforms.append(default_string())
+    context.platforms += [default_string(), format_all(with_erofs(default()))]
     return snapshotter
 
 
