@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine, profile, report, store
-from bench.pair import Samples, Side, containerd_side, orlop_side
+from bench.pair import Samples, Side, clear, containerd_side, orlop_side
 from bench.rows import ROWS, Row
-from tools import daemons, host, peers, residue
+from tools import daemons, host, peers
 from tools.daemons import Registry
 
 PEERS = ("containerd", "ctr", "docker-registry", "unpigz")  # without unpigz, containerd would not be at its best
@@ -44,8 +43,7 @@ def main() -> int:
         print("\n".join([f"bench: {error}", *notes]), file=sys.stderr)
         return 1
     finally:
-        residue.remove(residue.find(directory))
-        shutil.rmtree(directory, ignore_errors=True)
+        clear(directory)
     return 0
 
 

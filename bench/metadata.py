@@ -79,7 +79,8 @@ def clients(side: Side, count: int = CLIENTS) -> Iterator[Crew]:
 
 @contextlib.contextmanager
 def _client(side: Side, number: int) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "bench.metadata", os.fspath(side.engine.address), f"{side.fresh_id()}-{number}"]
+    place = (os.fspath(side.engine.address), side.ctr.namespace)
+    command = [sys.executable, "-m", "bench.metadata", *place, f"{side.fresh_id()}-{number}"]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -140,14 +141,14 @@ def _measured(
 class Client:
     """What one client does; every method takes how many objects of a kind."""
 
-    def __init__(self, address: str, name: str) -> None:
+    def __init__(self, address: str, namespace: str, name: str) -> None:
         import grpc
 
         self._name = name
         self._channel = grpc.insecure_channel(
             f"unix:{address}", options=[("grpc.max_receive_message_length", 64 << 20)]
         )
-        self._metadata = (("containerd-namespace", "default"),)
+        self._metadata = (("containerd-namespace", namespace),)
         self._calls: dict[str, Callable[..., bytes]] = {}
 
     def call(self, method: str, request: Any) -> None:
@@ -257,8 +258,8 @@ class Client:
             self.call("images.v1.Images/Create", images_pb2.CreateImageRequest(image=image))
 
 
-def main(address: str, name: str) -> None:
-    client = Client(address, name)
+def main(address: str, namespace: str, name: str) -> None:
+    client = Client(address, namespace, name)
     from orlop.api.services.version.v1 import version_pb2  # noqa: F401 - so that importing is no part of the figures
 
     print(json.dumps({"ready": True}), flush=True)
@@ -273,4 +274,4 @@ def main(address: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

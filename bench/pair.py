@@ -1,12 +1,15 @@
 """Two engines side by side, and the alternation of runs between them."""
 
+import os
+import re
+import shutil
 import statistics
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools import daemons
+from tools import daemons, residue
 from tools.daemons import Containerd, Ctr, Engine, Orlopd, Registry
 from tools.images import Image
 
@@ -113,4 +116,14 @@ def orlop_side(
 
 
 def _go_ctr(engine: Engine) -> Ctr:
-    return Ctr(daemons.program("ctr"), engine.address)
+    """In a namespace of its own: cgroups are named after namespace and container, on the whole host."""
+    return Ctr(daemons.program("ctr"), engine.address, f"bench-{engine.directory.name}-{os.getpid()}")
+
+
+def clear(directory: Path) -> None:
+    """Remove all that engines below `directory` left, and the cgroups of their namespaces."""
+    found = residue.find(directory)
+    mine = re.compile(rf"bench-.*-{os.getpid()}")
+    found.cgroups = [path for path in residue.cgroups() if mine.fullmatch(os.path.basename(path))]
+    residue.remove(found)
+    shutil.rmtree(directory, ignore_errors=True)

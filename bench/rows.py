@@ -82,7 +82,7 @@ def life_by_python(sides: Sequence[Side], runs: int) -> Samples:
         container.delete()
         return (time.perf_counter() - began) * 1e3
 
-    with orlop.Client(str(sides[0].engine.address), "default") as client:
+    with orlop.Client(str(sides[0].engine.address), sides[0].ctr.namespace) as client:
         return alternate(sides, measure, runs=runs, warm_up=3)
 
 

@@ -7,7 +7,6 @@ What one object costs is asserted by counting, in tests/unit/core/metadata/test_
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -20,8 +19,8 @@ from typing import Final
 
 from bench import machine, many, memory, metadata, report, store
 from bench.layers import timed
-from bench.pair import Side, orlop_side
-from tools import daemons, host, images, peers, residue
+from bench.pair import Side, clear, orlop_side
+from tools import daemons, host, images, peers
 from tools.daemons import Orlopd, Registry
 
 SIZES: Final = (10, 100, 1_000, 10_000)
@@ -52,8 +51,7 @@ def main() -> int:
         print("\n".join([f"bench: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 1
     finally:
-        residue.remove(residue.find(directory))
-        shutil.rmtree(directory, ignore_errors=True)
+        clear(directory)
     return 0
 
 
