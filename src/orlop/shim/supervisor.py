@@ -46,6 +46,8 @@ _IDLE_CHECK_S: Final = 0.5
 _FLUSH_S: Final = 2.0
 _RETIRE_S: Final = 10.0
 _RETIRE_CHECK_S: Final = 0.02
+# Between the answer to a deletion and the runtime's own removal: starting a process holds up what is to be written.
+_ANSWER_FIRST_S: Final = 0.002
 # After the start, so that the first container does not wait for what it does not use.
 _REST_S: Final = 0.5
 
@@ -194,13 +196,17 @@ class Supervisor:
     # ---- removal
 
     def _remove(self, record: Record, runtime: Runtime) -> None:
-        self._await_removal(record.container, self._remove_from_runtime(record, runtime))
+        self._await_removal(record.container, self._remove_soon(record, runtime))
 
     def _await_removal(self, container: str, work: Coroutine[None, None, None]) -> None:
         """Do `work` in the background; a new container of that id waits for it."""
         removal = asyncio.get_running_loop().create_task(work)
         self._removals[container] = removal
         removal.add_done_callback(lambda _done: self._removals.pop(container, None))
+
+    async def _remove_soon(self, record: Record, runtime: Runtime) -> None:
+        await asyncio.sleep(_ANSWER_FIRST_S)
+        await self._remove_from_runtime(record, runtime)
 
     async def _remove_from_runtime(self, record: Record, runtime: Runtime) -> None:
         # The bundle may be gone by now, so the log lies beside the tombstone.
