@@ -1,8 +1,12 @@
 """`ctr` beyond what Debian's has: looking into images, programs out of images, runtimes, shims; and its small start."""
 
+import hashlib
+import http.server
 import json
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +35,7 @@ OURS = {
     "orlop.api.types.platform_pb2",
     "orlop.base",
     "orlop.base.errdefs",
+    "orlop.base.phases",
     "orlop.client",
     "orlop.client.channel",
     "orlop.client.client",
@@ -219,6 +224,41 @@ def test_blobs_of_a_registry(ctr: Ctr, registry: Registry, client: Client, busyb
     assert "must specify digests" in ctr.run("content", "fetch-blob", "--plain-http", reference).stderr
 
 
+def test_a_blob_is_asked_for_as_what_one_says_it_is(ctr: Ctr) -> None:
+    blob = b"words"
+    digest = f"sha256:{hashlib.sha256(blob).hexdigest()}"
+    asked: list[tuple[str, str | None]] = []
+
+    class Blobs(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Accept"]))
+            here = self.path == f"/v2/some/thing/blobs/{digest}"
+            self.send_response(200 if here else 404)
+            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Content-Length", str(len(blob) if here else 0))
+            self.end_headers()
+            if here and self.command == "GET":
+                self.wfile.write(blob)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_words: object) -> None:
+            """Say nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Blobs) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            reference = f"127.0.0.1:{server.server_port}/some/thing"
+            words = ("content", "fetch-blob", "--plain-http", "--media-type", "text/x-own", reference, digest)
+            assert ctr(*words) == blob.decode()
+        finally:
+            server.shutdown()
+            thread.join()
+    assert asked[-1] == (f"/v2/some/thing/blobs/{digest}", "text/x-own, */*")
+
+
 def test_a_shim_is_spoken_to(ctr: Ctr, client: Client, busybox_multi_image: Image) -> None:
     ctr("run", "-d", "--null-io", busybox_multi_image.reference, "one", "sleep", "1000")
     state = json.loads(ctr("shim", "--id", "one", "state"))
@@ -226,4 +266,91 @@ def test_a_shim_is_spoken_to(ctr: Ctr, client: Client, busybox_multi_image: Imag
     shown = ctr("shim", "--id", "one", "exec", "--exec-id", "e", "/bin/true")
     assert shown.startswith("exec running with pid ")
     client.task("one").process("e").wait()
-    assert ctr.run("shim", "state").stderr.startswith("ctr: container id must be specified")
+    assert "shim ID (--id) or address (--shim-address) must be specified" in ctr.run("shim", "state").stderr
+
+
+def test_a_shim_is_found_by_its_address(orlopd: Orlopd, ctr: Ctr, client: Client, busybox_multi_image: Image) -> None:
+    """Flags of containerd 2.x: no container need be known, and the version of the task API can be chosen."""
+    ctr("run", "-d", "--null-io", busybox_multi_image.reference, "one", "sleep", "1000")
+    state = json.loads(ctr("shim", "--id", "one", "state"))
+    home = orlopd.state / "io.containerd.runtime.v2.task" / ctr.namespace / "one"
+    address = f"unix://{(home / 'address').read_text().removeprefix('unix://')}"
+    for version in ((), ("--api-version", "2"), ("--api-version", "3")):
+        assert json.loads(ctr("shim", "--shim-address", address, "state", "-t", "one", *version)) == state
+    assert ctr.run("shim", "--id", "one", "state", "--api-version", "4").returncode
+    assert "container id must be specified" in ctr.run("shim", "--shim-address", address, "state").stderr
+    ctr("tasks", "kill", "-s", "KILL", "one")
+    ctr("tasks", "delete", "one")
+
+
+class _Profiles(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = self.path.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_words: object) -> None:
+        """Say nothing."""
+
+    def address_string(self) -> str:
+        return "a client"
+
+
+def test_profiles_of_a_shim(orlopd: Orlopd, ctr: Ctr) -> None:
+    """At the socket that a shim written in Go serves when it is started for debugging."""
+    name = hashlib.sha256(f"{orlopd.address}/{ctr.namespace}/one/debug".encode()).hexdigest()
+    path = Path("/run/containerd/s") / name
+    made = [one for one in (path.parent, path.parent.parent) if not one.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    words = ("shim", "--id", "one", "pprof")
+    try:
+        assert f"debug socket {path}: no such file or directory" in ctr.run(*words, "heap").stderr
+        with socketserver.UnixStreamServer(str(path), _Profiles) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            try:
+                assert ctr(*words, "heap") == "/debug/pprof/heap?debug=0"
+                assert ctr(*words, "goroutines") == "/debug/pprof/goroutine?debug=2"
+                assert ctr(*words, "profile", "-s", "2s") == "/debug/pprof/profile?debug=0&seconds=2"
+                assert ctr(*words, "trace", "--seconds", "1") == "/debug/pprof/trace?debug=0&seconds=1"
+            finally:
+                server.shutdown()
+                thread.join()
+    finally:
+        path.unlink(missing_ok=True)
+        for one in made:
+            one.rmdir()
+    assert "container id must be provided" in ctr.run("shim", "pprof", "heap").stderr
+
+
+def test_imported_images_are_labelled(ctr: Ctr, client: Client, busybox_image: Image) -> None:
+    for local in ((), ("--local",)):
+        ctr("images", "import", "--no-unpack", *local, "--label", "a=b", "--label", f"c={local}", busybox_image.archive)
+        assert client.images.get(busybox_image.reference).labels == {"a": "b", "c": str(local)}
+
+
+def test_a_mounted_image_can_expire(ctr: Ctr, client: Client, busybox_multi_image: Image, tmp_path: Path) -> None:
+    reference, target = busybox_multi_image.reference, str(tmp_path)
+    ctr("images", "mount", "--sync-fs", "-x", "1h", reference, target)
+    try:
+        assert (tmp_path / "bin").is_dir()
+        lease = next(one for one in client.leases.list() if one.id == target)
+        assert "containerd.io/gc.expire" in lease.labels
+        assert ("snapshots/overlayfs", target) in {(one.type, one.id) for one in client.leases.resources(target)}
+        assert "containerd.io/gc.root" not in client.snapshots().stat(target).labels
+    finally:
+        ctr("images", "unmount", "--rm", target)
+    assert target not in {one.id for one in client.leases.list()}
+    with pytest.raises(NotFoundError):
+        client.snapshots().stat(target)
+
+
+def test_what_is_unpacked_can_be_asked_to_be_on_disk(ctr: Ctr, client: Client, busybox_image: Image) -> None:
+    ctr("images", "import", "--no-unpack", busybox_image.archive)
+    image = client.images.get(busybox_image.reference)
+    assert not image.is_unpacked()
+    assert ctr("run", "--rm", "--sync-fs", image.name, "one", "echo", "words") == "words\n"
+    assert image.is_unpacked()
+    assert image.chain_id() in ctr("snapshots", "unpack", "--sync-fs", image.target.digest)

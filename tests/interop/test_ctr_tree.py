@@ -1,4 +1,4 @@
-"""Every command and flag of Debian 13's ctr (containerd 1.7) is one of ours, too: its help beside our commands."""
+"""Every command and flag of Go's ctr is one of ours, too: the help of Debian 13's (1.7), and a list of 2.3's."""
 
 import re
 import subprocess
@@ -14,6 +14,7 @@ from tools.peers import PeerError
 
 pytestmark = pytest.mark.interop
 
+LIST = Path(__file__).with_name("ctr_2_3.txt")
 LACKING: dict[str, str] = {}
 """What ours has not, and why. A word of a command line each."""
 
@@ -29,6 +30,22 @@ def program() -> Path:
 def test_every_command_and_flag_is_ours_too(program: Path) -> None:
     lacking = set(_lacking(program, (), ctr))
     assert lacking == set(LACKING)
+
+
+def test_every_command_and_flag_of_2_3_is_ours_too() -> None:
+    lines = LIST.read_text().splitlines()
+    listed = {line for line in lines if line and not line.startswith("#")}
+    assert len(listed) > 500
+    assert {line for line in listed if not _is_ours(line.split(), ctr)} == set(LACKING)
+
+
+def _is_ours(words: list[str], ours: click.Command) -> bool:
+    """Whether `words` name a command of ours, or a flag of one."""
+    context = click.Context(ours)
+    if words[0].startswith("-"):
+        return any(words[0] in (*one.opts, *one.secondary_opts) for one in ours.get_params(context))
+    below = ours.get_command(context, words[0]) if isinstance(ours, click.Group) else None
+    return below is not None and (len(words) == 1 or _is_ours(words[1:], below))
 
 
 def _lacking(program: Path, words: tuple[str, ...], ours: click.Command) -> Iterator[str]:

@@ -410,16 +410,26 @@ class Client:
         )
 
     async def fetch_object(
-        self, ref: str, write: "Function[[bytes], object]", *, registry: "RegistryOptions | None" = None
+        self,
+        ref: str,
+        write: "Function[[bytes], object]",
+        *,
+        registry: "RegistryOptions | None" = None,
+        media_type: str = "",
     ) -> "Descriptor":
         """Hand the bytes of what a reference names at its registry to `write`, verified; nothing is stored.
 
         The last piece may be followed by an error: what was written before counts only when this returns.
+
+        Args:
+            media_type: asked for instead of what the registry calls it.
         """
         from orlop.client.push import fetch_object
         from orlop.client.registry import RegistryOptions
 
-        return await fetch_object(self._session, ref, write, registry=registry or RegistryOptions())
+        return await fetch_object(
+            self._session, ref, write, registry=registry or RegistryOptions(), media_type=media_type
+        )
 
     async def import_(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
@@ -157,8 +157,14 @@ class Image:
         top = await self.chain_id()
         return not top or await Snapshots(self._session, snapshotter).exists(top)
 
-    async def unpack(self, *, snapshotter: str = DEFAULT_SNAPSHOTTER, progress: Callback | None = None) -> str:
-        """Make its snapshot, where it is not there yet, and return the ChainID that is its name."""
+    async def unpack(
+        self, *, snapshotter: str = DEFAULT_SNAPSHOTTER, progress: Callback | None = None, sync: bool = False
+    ) -> str:
+        """Make its snapshot, where it is not there yet, and return the ChainID that is its name.
+
+        Args:
+            sync: what is unpacked now is on disk when this returns; else it is some seconds later.
+        """
         from orlop.client.stores import SessionStores
         from orlop.core.transfer.unpack import pair, unpack
 
@@ -167,7 +173,7 @@ class Image:
             config = await self.config()
             layers = pair(manifest.layers, config.rootfs.diff_ids, self.name)
             told = progress or ignore
-            stores = SessionStores(held)
+            stores = SessionStores(held, sync=sync)
             return await unpack(stores, layers, snapshotter=snapshotter, config=manifest.config.digest, progress=told)
 
     async def tree(self) -> "ImageNode":
@@ -196,6 +202,8 @@ class Image:
         snapshotter: str = DEFAULT_SNAPSHOTTER,
         writable: bool = False,
         labels: Mapping[str, str] | None = None,
+        expires_in: timedelta | None = None,
+        sync: bool = False,
     ) -> str:
         """Mount its root file system at a directory of this host, and return the ChainID; it is unpacked if need be.
 
@@ -205,13 +213,18 @@ class Image:
         Args:
             writable: what is written goes into the snapshot.
             labels: for the snapshot.
+            expires_in: when the collector may have the snapshot, by a lease that is called `target`.
+            sync: as of `unpack`.
 
         Raises:
             NotFoundError: there is no such directory.
         """
-        from orlop.client.mounting import mount
+        from orlop.client.mounting import Mounting, mount
 
-        return await mount(self._session, self, target, snapshotter=snapshotter, writable=writable, labels=labels or {})
+        how = Mounting(
+            snapshotter=snapshotter, writable=writable, labels=labels or {}, expires_in=expires_in, sync=sync
+        )
+        return await mount(self._session, self, target, how)
 
     async def install(self, path: str = "", *, libraries: bool = False, replace: bool = False) -> list[str]:
         """Put the files of its `bin` directory onto this host, and return their paths.

@@ -3,11 +3,13 @@
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from orlop.base.errdefs import AlreadyExistsError, NotFoundError, UnimplementedError
+from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError, UnimplementedError
 from orlop.base.labels import GC_BREF_SNAPSHOT, GC_ROOT
-from orlop.client.leases import Held
+from orlop.client.leases import Held, Leases
 from orlop.client.mounts import Mounts
 from orlop.client.session import Session
 from orlop.client.snapshots import Snapshots
@@ -17,26 +19,48 @@ if TYPE_CHECKING:
     from orlop.client.images import Image
 
 
-async def mount(
-    session: Session,
-    image: "Image",
-    target: str,
-    *,
-    snapshotter: str,
-    writable: bool,
-    labels: Mapping[str, str],
-) -> str:
-    """Mount an image; see `Image.mount`."""
-    from orlop.core.mount.perform import mount_all
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mounting:
+    """How an image is mounted; see `Image.mount`."""
 
+    snapshotter: str
+    writable: bool
+    labels: Mapping[str, str]
+    expires_in: timedelta | None = None
+    sync: bool = False
+
+
+async def mount(session: Session, image: "Image", target: str, how: Mounting) -> str:
+    """Mount an image; see `Image.mount`."""
     if not await session.blocking(os.path.isdir, target):
         raise NotFoundError(f"mount target {target}: no such directory")
+    if how.expires_in is None:
+        return await _mount(session, image, target, how)
+    leases = Leases(session)
+    try:
+        ours = (await leases.create(target, expires_in=how.expires_in)).id
+    except AlreadyExistsError:
+        ours = ""
+    try:
+        return await _mount(session.with_lease(target), image, target, how)
+    except BaseException:
+        if ours:
+            with contextlib.suppress(OrlopError):  # the first error tells, and the lease ends by itself
+                await leases.delete(ours)
+        raise
+
+
+async def _mount(session: Session, image: "Image", target: str, how: Mounting) -> str:
+    from orlop.core.mount.perform import mount_all
+
+    snapshotter = how.snapshotter
     async with Held(session) as held:
-        chain_id = await image.unpack(snapshotter=snapshotter)
+        chain_id = await image.unpack(snapshotter=snapshotter, sync=how.sync)
         snapshots = Snapshots(held, snapshotter)
-        # As in containerd the snapshot's key is the path, so that unmount finds it. Nothing but a label keeps it.
-        marks = {GC_ROOT: "1", **labels}
-        make = snapshots.prepare if writable else snapshots.view
+        # As in containerd the snapshot's key is the path, so that unmount finds it. Nothing but a label keeps it, or
+        # the lease that it is mounted with.
+        marks = {**how.labels} if how.expires_in else {GC_ROOT: "1", **how.labels}
+        make = snapshots.prepare if how.writable else snapshots.view
         ours = True
         try:
             mounts = await make(target, chain_id, labels=marks)
@@ -64,6 +88,8 @@ async def unmount(session: Session, target: str, *, snapshotter: str, remove: bo
     if remove:
         with contextlib.suppress(NotFoundError):
             await Snapshots(session, snapshotter).remove(target)
+        with contextlib.suppress(NotFoundError):
+            await Leases(session).delete(target)
 
 
 async def _activated(session: Session, target: str, mounts: Sequence[Mount], snapshotter: str) -> Sequence[Mount]:

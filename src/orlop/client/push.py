@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from orlop.base.platforms import Matcher
 from orlop.client.content import Content
 from orlop.client.images import Images, chosen, matcher
@@ -86,14 +88,15 @@ async def push_object(
 
 
 async def fetch_object(
-    session: Session, ref: str, write: Callable[[bytes], object], *, registry: RegistryOptions
+    session: Session, ref: str, write: Callable[[bytes], object], *, registry: RegistryOptions, media_type: str = ""
 ) -> Descriptor:
     """Hand the bytes of what a reference names to `write`, verified; see `Client.fetch_object`."""
 
     async def whole(looped: Session) -> Descriptor:
         async with registry.resolver() as resolver:
             name, descriptor = await resolver.resolve(ref)
-            async with resolver.fetcher(name).fetch(descriptor) as pieces:
+            wanted = msgspec.structs.replace(descriptor, media_type=media_type) if media_type else descriptor
+            async with resolver.fetcher(name).fetch(wanted) as pieces:
                 async for piece in pieces:
                     write(piece)
         return descriptor

@@ -350,9 +350,13 @@ class Image:
         """Whether its snapshot is there."""
         return drive(self._inner.is_unpacked(snapshotter))
 
-    def unpack(self, *, snapshotter: str = "overlayfs", progress: Callback | None = None) -> str:
-        """Make its snapshot, where it is not there yet, and return the ChainID that is its name."""
-        return drive(self._inner.unpack(snapshotter=snapshotter, progress=progress))
+    def unpack(self, *, snapshotter: str = "overlayfs", progress: Callback | None = None, sync: bool = False) -> str:
+        """Make its snapshot, where it is not there yet, and return the ChainID that is its name.
+
+        Args:
+            sync: what is unpacked now is on disk when this returns; else it is some seconds later.
+        """
+        return drive(self._inner.unpack(snapshotter=snapshotter, progress=progress, sync=sync))
 
     def tree(self) -> ImageNode:
         """Its parts, of all platforms: what refers to what, what is here, and the documents."""
@@ -376,6 +380,8 @@ class Image:
         snapshotter: str = "overlayfs",
         writable: bool = False,
         labels: Mapping[str, str] | None = None,
+        expires_in: timedelta | None = None,
+        sync: bool = False,
     ) -> str:
         """Mount its root file system at a directory of this host, and return the ChainID; it is unpacked if need be.
 
@@ -385,11 +391,17 @@ class Image:
         Args:
             writable: what is written goes into the snapshot.
             labels: for the snapshot.
+            expires_in: when the collector may have the snapshot, by a lease that is called `target`.
+            sync: as of `unpack`.
 
         Raises:
             NotFoundError: there is no such directory.
         """
-        return drive(self._inner.mount(target, snapshotter=snapshotter, writable=writable, labels=labels))
+        return drive(
+            self._inner.mount(
+                target, snapshotter=snapshotter, writable=writable, labels=labels, expires_in=expires_in, sync=sync
+            )
+        )
 
     def install(self, path: str = "", *, libraries: bool = False, replace: bool = False) -> list[str]:
         """Put the files of its `bin` directory onto this host, and return their paths.
@@ -1398,13 +1410,21 @@ class Client:
         return drive(self._inner.push_object(ref, digest, media_type, registry=registry, progress=progress))
 
     def fetch_object(
-        self, ref: str, write: Function[[bytes], object], *, registry: RegistryOptions | None = None
+        self,
+        ref: str,
+        write: Function[[bytes], object],
+        *,
+        registry: RegistryOptions | None = None,
+        media_type: str = "",
     ) -> Descriptor:
         """Hand the bytes of what a reference names at its registry to `write`, verified; nothing is stored.
 
         The last piece may be followed by an error: what was written before counts only when this returns.
+
+        Args:
+            media_type: asked for instead of what the registry calls it.
         """
-        return drive(self._inner.fetch_object(ref, write, registry=registry))
+        return drive(self._inner.fetch_object(ref, write, registry=registry, media_type=media_type))
 
     def import_(
         self,

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from orlop.cmd.cli import App, GoCommand, pass_app
 from orlop.cmd.ctr.images import snapshotter_option
 from orlop.cmd.ctr.moving import Steps, local_option, moved, parse_platforms
+from orlop.cmd.units import parse_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 @click.option("--no-unpack", is_flag=True, help="Do not unpack the images.")
 @click.option("--compress-blobs", is_flag=True, help="Compress layers of a Docker archive that come plain.")
 @click.option("--discard-unpacked-layers", is_flag=True, help="Let go of layers that are unpacked; implies --local.")
-@click.option("--sync-fs", is_flag=True, help="Accepted for containerd's sake: what is unpacked is synced in any case.")
+@click.option("--sync-fs", is_flag=True, help="With --local, what is unpacked is on disk when this ends.")
+@click.option("--label", "labels", multiple=True, help="Label for the images.")
 @local_option
 @snapshotter_option
 @pass_app
@@ -46,6 +49,7 @@ def import_(
     compress_blobs: bool,
     discard_unpacked_layers: bool,
     sync_fs: bool,
+    labels: tuple[str, ...],
     local: bool,
     snapshotter: str,
 ) -> None:
@@ -60,6 +64,7 @@ def import_(
     with _source(source) as file:
         if not (local or discard_unpacked_layers):
             store = _store(naming, platform, snapshotter, all_platforms=all_platforms, unpack=not no_unpack)
+            store = replace(store, labels=parse_labels(labels))
             if _imported(app, file, store, compress=compress_blobs, unpacked=not no_unpack):
                 return
         with _leased(app.client) as client:  # for layers that nothing else will hold when they are unpacked
@@ -72,9 +77,11 @@ def import_(
                 discard_layers=discard_unpacked_layers,
             )
             for image in found:
+                if labels:
+                    client.images.label(image.name, parse_labels(labels))
                 _say_imported(image.name, image.target.digest, unpacking=not no_unpack)
                 if not no_unpack:
-                    image.unpack(snapshotter=snapshotter)
+                    image.unpack(snapshotter=snapshotter, sync=sync_fs)
                     click.echo("done")
 
 

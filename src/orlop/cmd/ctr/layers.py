@@ -62,8 +62,8 @@ def unpack(app: App, digest: str, snapshotter: str) -> None:
     click.echo(f"unpacked chain id: {unpack_digest(app, digest, snapshotter)}")
 
 
-def unpack_digest(app: App, digest: str, snapshotter: str) -> str:
-    """Unpack an image that may have no name; returns the ChainID."""
+def unpack_digest(app: App, digest: str, snapshotter: str, *, sync: bool = False) -> str:
+    """Unpack an image that may have no name, as `Image.unpack`; returns the ChainID."""
     from datetime import UTC, datetime
 
     from orlop.client.channel import drive
@@ -82,4 +82,4 @@ def unpack_digest(app: App, digest: str, snapshotter: str) -> str:
         created_at=now,
         updated_at=now,
     )
-    return drive(Image(app.client.session, record).unpack(snapshotter=snapshotter))
+    return drive(Image(app.client.session, record).unpack(snapshotter=snapshotter, sync=sync))

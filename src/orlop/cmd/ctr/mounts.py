@@ -1,5 +1,6 @@
 """`ctr images mount` and `unmount`: an image's files at a path of this host."""
 
+from datetime import timedelta
 from typing import Any
 
 import click
@@ -7,7 +8,7 @@ import click
 from orlop.cmd.cli import App, GoCommand, pass_app
 from orlop.cmd.ctr.distribution import registry_options
 from orlop.cmd.ctr.images import snapshotter_option
-from orlop.cmd.units import parse_labels
+from orlop.cmd.units import parse_duration, parse_labels
 
 
 @click.command(cls=GoCommand)
@@ -16,6 +17,8 @@ from orlop.cmd.units import parse_labels
 @click.option("--rw", is_flag=True, help="Writable; what is written goes with the unmounting and --rm.")
 @click.option("--platform", help="The image for this platform.")
 @click.option("--label", "labels", multiple=True, help="Labels for the snapshot.")
+@click.option("--sync-fs", is_flag=True, help="What is unpacked is on disk before it is mounted.")
+@click.option("--expiration", "-x", default="", help="Let the snapshot go after this time, such as 1h; kept without.")
 @snapshotter_option
 @registry_options
 @pass_app
@@ -27,6 +30,8 @@ def mount(
     rw: bool,
     platform: str | None,
     labels: tuple[str, ...],
+    sync_fs: bool,
+    expiration: str,
     snapshotter: str,
     **_registry: Any,
 ) -> None:
@@ -35,7 +40,16 @@ def mount(
     No registry is asked; its flags are taken as containerd takes them.
     """
     image = app.client.images.get(ref, platform=platform)
-    click.echo(image.mount(target, snapshotter=snapshotter, writable=rw, labels=parse_labels(labels)))
+    lifetime = timedelta(seconds=parse_duration(expiration)) if expiration else None
+    said = image.mount(
+        target,
+        snapshotter=snapshotter,
+        writable=rw,
+        labels=parse_labels(labels),
+        expires_in=lifetime,
+        sync=sync_fs,
+    )
+    click.echo(said)
     click.echo(target)
 
 

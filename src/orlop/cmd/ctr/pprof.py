@@ -7,29 +7,23 @@ import http.client
 import socket
 import sys
 from collections.abc import Callable
+from typing import Final
 
 import click
 
 from orlop.base.errdefs import UnavailableError, UnknownError
 from orlop.cmd.cli import GoCommand, LazyGroup
+from orlop.cmd.units import parse_duration
+
+SocketOf = Callable[[], str]
 
 # Command to page, default of --debug, help.
-_KINDS = {
+_KINDS: Final = {
     "block": ("block", 0, "What blocks."),
     "goroutines": ("goroutine", 2, "Stacks of all threads and tasks."),
     "heap": ("heap", 0, "The heap."),
     "threadcreate": ("threadcreate", 0, "What makes threads."),
 }
-
-
-@click.group(cls=LazyGroup)
-@click.option(
-    "--debug-socket", "-d", default="/run/containerd/debug.sock", show_default=True, help="The daemon's debug socket."
-)
-@click.pass_context
-def pprof(context: click.Context, debug_socket: str) -> None:
-    """Profiles of the daemon, from its debug socket, on standard output."""
-    context.obj = debug_socket
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -64,31 +58,53 @@ def _debug(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]
     return click.option("--debug", type=click.IntRange(min=0), default=default, show_default=True, help=text)
 
 
-def _command(name: str, what: str, default: int, text: str) -> None:
-    @pprof.command(name, cls=GoCommand, help=text)
+def _seconds(default: int, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A number, or a duration as Go writes it."""
+
+    def parsed(_context: click.Context, _option: click.Parameter, given: str) -> float:
+        return float(given) if given.isdecimal() else parse_duration(given)
+
+    return click.option("--seconds", "-s", default=str(default), show_default=True, help=text, callback=parsed)
+
+
+def _command(group: click.Group, name: str, what: str, default: int, text: str) -> None:
+    @group.command(name, cls=GoCommand, help=text)
     @_debug(default)
     @click.pass_obj
-    def profile_of(path: str, debug: int) -> None:
-        _write(path, f"{what}?debug={debug}")
+    def profile_of(socket_of: SocketOf, debug: int) -> None:
+        _write(socket_of(), f"{what}?debug={debug}")
 
 
-for _name, (_what, _default, _text) in _KINDS.items():
-    _command(_name, _what, _default, _text)
+def add_profiles(group: click.Group) -> None:
+    """Give a group the commands that ask for profiles; its object is a function that says which socket to ask."""
+    for name, (what, default, text) in _KINDS.items():
+        _command(group, name, what, default, text)
+
+    @group.command(cls=GoCommand)
+    @_seconds(30, "How long to sample.")
+    @_debug(0)
+    @click.pass_obj
+    def profile(socket_of: SocketOf, seconds: float, debug: int) -> None:
+        """The CPU."""
+        _write(socket_of(), f"profile?debug={debug}&seconds={seconds:g}", seconds + 30.0)
+
+    @group.command(cls=GoCommand)
+    @_seconds(5, "How long to trace.")
+    @_debug(0)
+    @click.pass_obj
+    def trace(socket_of: SocketOf, seconds: float, debug: int) -> None:
+        """An execution trace."""
+        _write(socket_of(), f"trace?debug={debug}&seconds={seconds:g}", seconds + 30.0)
 
 
-@pprof.command(cls=GoCommand)
-@click.option("--seconds", "-s", default=30, show_default=True, help="How long to sample.")
-@_debug(0)
-@click.pass_obj
-def profile(path: str, seconds: int, debug: int) -> None:
-    """The CPU."""
-    _write(path, f"profile?debug={debug}&seconds={seconds}", seconds + 30.0)
+@click.group(cls=LazyGroup)
+@click.option(
+    "--debug-socket", "-d", default="/run/containerd/debug.sock", show_default=True, help="The daemon's debug socket."
+)
+@click.pass_context
+def pprof(context: click.Context, debug_socket: str) -> None:
+    """Profiles of the daemon, from its debug socket, on standard output."""
+    context.obj = lambda: debug_socket
 
 
-@pprof.command(cls=GoCommand)
-@click.option("--seconds", "-s", default=5, show_default=True, help="How long to trace.")
-@_debug(0)
-@click.pass_obj
-def trace(path: str, seconds: int, debug: int) -> None:
-    """An execution trace."""
-    _write(path, f"trace?debug={debug}&seconds={seconds}", seconds + 30.0)
+add_profiles(pprof)

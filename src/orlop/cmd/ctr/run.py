@@ -40,6 +40,7 @@ def create(app: App, /, words: tuple[str, ...], **flags: Any) -> None:
 @click.option("--fifo-dir", default="", help="Directory for FIFOs.")
 @click.option("--cni", is_flag=True, help="Connect the container to the host's CNI network.")
 @click.option("--checkpoint", default="", help="Digest or image of a checkpoint to restore the task from.")
+@click.option("--sync-fs", is_flag=True, help="An image that is unpacked for this is on disk before it is run.")
 @click.option("--timings", is_flag=True, help="Show at the end, on standard error, where the time has gone.")
 @run_options
 @container_options
@@ -56,6 +57,7 @@ def run(
     fifo_dir: str,
     cni: bool,
     checkpoint: str,
+    sync_fs: bool,
     timings: bool,
     **flags: Any,
 ) -> None:
@@ -71,7 +73,7 @@ def run(
         raise InvalidArgumentError("--cni and --net-host exclude each other")
     with contextlib.ExitStack() as undo:
         shown = undo.enter_context(shown_at_end(app)) if timings else None
-        container = _create(app, words, flags, extensions=_connected() if cni else None)
+        container = _create(app, words, flags, extensions=_connected() if cni else None, sync=sync_fs)
         if shown is not None:
             shown.container_id = container.id
         if remove:
@@ -178,7 +180,12 @@ def _remove(app: App, container: "Container") -> None:
 
 
 def _create(
-    app: App, words: tuple[str, ...], flags: dict[str, Any], *, extensions: "Mapping[str, PackedAny] | None" = None
+    app: App,
+    words: tuple[str, ...],
+    flags: dict[str, Any],
+    *,
+    extensions: "Mapping[str, PackedAny] | None" = None,
+    sync: bool = False,
 ) -> "Container":
     spec_file = flags["spec_file"]
     if spec_file:
@@ -196,6 +203,8 @@ def _create(
     found = None
     if not spec_file and not flags["is_rootfs"]:
         found = app.client.images.get(image, platform=flags["platform"])
+        if sync:
+            found.unpack(snapshotter=flags["snapshotter"], sync=True)
     return app.client.new_container(
         container_id,
         found,

@@ -195,14 +195,15 @@ def tree(chosen: Chosen) -> None:
 
 @snapshots.command(cls=GoCommand)
 @click.argument("digest")
+@click.option("--sync-fs", is_flag=True, help="What is unpacked is on disk when this ends.")
 @snapshotter_option
 @pass_chosen
-def unpack(chosen: Chosen, digest: str, snapshotter: str) -> None:
+def unpack(chosen: Chosen, digest: str, sync_fs: bool, snapshotter: str) -> None:
     """Unpack the layers of an image, given the digest of its manifest or index."""
     from orlop.cmd.ctr.layers import unpack_digest
 
     name = snapshotter if chosen.name == "overlayfs" else chosen.name
-    click.echo(unpack_digest(chosen.app, digest, name))
+    click.echo(unpack_digest(chosen.app, digest, name, sync=sync_fs))
 
 
 @snapshots.command(cls=GoCommand)
