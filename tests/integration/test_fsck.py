@@ -10,13 +10,16 @@ import os
 import secrets
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 import orlop
 from orlop.core.fsck import Finding
+from orlop.linux.btrfs import set_read_only
+from tools import filesystems
 from tools.daemons import COLLECT_ON_REQUEST, Ctr, Orlopd, Registry
 from tools.images import Image
 
@@ -41,15 +44,26 @@ class Stage:
 
     def fsck(self, *, repair: bool = False, quick: bool = False) -> list[Finding]:
         found = list(self.client.fsck(repair=repair, quick=quick))
-        assert all(isinstance(one, Finding) for one in found), found
+        assert all(isinstance(one, Finding) for one in found), "\n".join(map(str, found))
         return found  # type: ignore[return-value]
 
     def bring(self) -> None:
         self.ctr("images", "import", self.image.archive)
 
-    def runs(self) -> None:
+    def layer_with(self, path: str, snapshotter: str) -> tuple[int, str]:
+        """Number and name of the lowest layer that holds a file."""
+        for number, name in self.rows(
+            "SELECT number, name FROM snapshots WHERE namespace = ? AND snapshotter = ? AND kind = 3 ORDER BY number",
+            self.ctr.namespace,
+            snapshotter,
+        ):
+            if os.path.lexists(self.root / "snapshots" / snapshotter / str(number) / "fs" / path):
+                return int(str(number)), str(name)
+        raise AssertionError(f"no layer has {path}")
+
+    def runs(self, *flags: str) -> None:
         name = f"after-{secrets.token_hex(4)}"
-        assert self.ctr("run", "--rm", self.image.reference, name, "sh", "-c", "echo alive").strip() == "alive"
+        assert self.ctr("run", "--rm", *flags, self.image.reference, name, "sh", "-c", "echo alive").strip() == "alive"
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[object, ...]]:
         with contextlib.closing(sqlite3.connect(f"file:{self.root}/meta.db?mode=ro", uri=True)) as connection:
@@ -153,6 +167,110 @@ def test_bytes_without_a_row_are_thrown_away(stage: Stage) -> None:
     assert all(one.mended for one in mended)
     assert not any(path.exists() for path in (blob, ingest, snapshot))
     assert stage.fsck(quick=True) == []
+
+
+def damage_mode(path: Path) -> None:
+    path.chmod(0o600)
+
+
+def damage_by_more(path: Path) -> None:
+    path.with_name("not-ours").write_text("new")
+
+
+@pytest.mark.parametrize(
+    ("snapshotter", "damages"),
+    [("overlayfs", (flip, cut, Path.unlink, damage_mode, damage_by_more)), ("native", (flip, damage_by_more))],
+)
+def test_a_damaged_layer_is_unpacked_again(
+    stage: Stage, snapshotter: str, damages: Sequence[Callable[[Path], None]]
+) -> None:
+    stage.client.images.get(stage.image.reference).unpack(snapshotter=snapshotter)
+    number, name = stage.layer_with("bin/busybox", snapshotter)
+    homes = stage.root / "snapshots" / snapshotter
+    for damage in damages:
+        damage(homes / str(number) / "fs" / "bin" / "busybox")
+        assert stage.fsck(quick=True) == []
+        (found,) = [one for one in stage.client.fsck() if isinstance(one, Finding)]
+        assert (found.kind, found.object, found.mended) == ("layer-changed", f"{snapshotter}/{name}", False)
+        assert found.wrong.startswith("bin")
+        (found,) = stage.fsck(repair=True)
+        assert (found.kind, found.object, found.mended) == ("layer-changed", f"{snapshotter}/{name}", True)
+    assert stage.fsck() == []
+    stage.runs("--snapshotter", snapshotter)
+    assert [path.name for path in homes.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_damaged_image_of_a_layer_is_made_again(stage: Stage) -> None:
+    stage.client.images.get(stage.image.reference).unpack(snapshotter="erofs")
+    stage.runs("--snapshotter", "erofs")  # so that it is mounted, too
+    image = max((stage.root / "snapshots" / "erofs").glob("*/layer.erofs"), key=lambda path: path.stat().st_size)
+    for damage in (flip, cut, Path.unlink):
+        damage(image)
+        (found,) = [one for one in stage.client.fsck() if isinstance(one, Finding)]
+        assert (found.kind, found.mended) == ("layer-changed", False)
+        (found,) = stage.fsck(repair=True)
+        assert (found.kind, found.mended) == ("layer-changed", True)
+    assert stage.fsck() == []
+    stage.runs("--snapshotter", "erofs")
+
+
+def test_a_damaged_subvolume_is_made_again(
+    short_directory: Path, our_ctr: Callable[..., Ctr], busybox_image: Image, namespace: str
+) -> None:
+    home = Path(tempfile.mkdtemp(prefix="b.", dir=short_directory))
+    with filesystems.mounted(home, "btrfs", 400 << 20) as directory, Orlopd(directory / "orlopd") as daemon:
+        stage = Stage(daemon, our_ctr(daemon, namespace), busybox_image)
+        stage.bring()
+        stage.client.images.get(stage.image.reference).unpack(snapshotter="btrfs")
+        assert stage.fsck() == []
+        ((number, name), *_) = stage.rows(
+            "SELECT number, name FROM snapshots WHERE snapshotter = 'btrfs' AND kind = 3 ORDER BY number"
+        )
+        subvolume = daemon.root / "snapshots" / "btrfs" / str(number)
+        set_read_only(os.fspath(subvolume), False)
+        flip(subvolume / "bin" / "busybox")
+        set_read_only(os.fspath(subvolume), True)
+        (found,) = [one for one in stage.client.fsck() if isinstance(one, Finding)]
+        assert (found.kind, found.object) == ("layer-changed", f"btrfs/{name}")
+        (found,) = stage.fsck(repair=True)
+        assert (found.kind, found.mended) == ("layer-changed", True)
+        assert stage.fsck() == []
+        stage.runs("--snapshotter", "btrfs")
+        stage.client.close()
+        daemon.forget_cgroup(namespace)
+    home.rmdir()
+
+
+def test_a_container_that_runs_keeps_the_files_below_it(stage: Stage) -> None:
+    stage.ctr("run", "-d", stage.image.reference, "runs", "sleep", "1000")
+    number, _ = stage.layer_with("bin/busybox", "overlayfs")
+    home = stage.root / "snapshots" / "overlayfs" / str(number)
+    damage_by_more(home / "fs" / "bin" / "busybox")
+    (found,) = stage.fsck(repair=True)
+    assert (found.kind, found.mended) == ("layer-changed", True)
+    assert stage.ctr("tasks", "exec", "--exec-id", "look", "runs", "busybox", "echo", "still here") == "still here\n"
+    assert len(list(home.glob(".replaced-*"))) == 1
+    assert stage.fsck() == []
+    stage.runs()
+    stage.ctr("tasks", "delete", "--force", "runs")
+    stage.ctr("containers", "delete", "runs")
+    (found,) = stage.fsck(repair=True)
+    assert (found.kind, found.mended) == ("layer-replaced", True)
+    assert list(home.glob(".replaced-*")) == []
+
+
+@pytest.mark.parametrize("snapshotter", ["overlayfs", "native"])
+def test_a_layer_without_files_is_unpacked_again(stage: Stage, snapshotter: str) -> None:
+    stage.client.images.get(stage.image.reference).unpack(snapshotter=snapshotter)
+    number, name = stage.layer_with("bin/busybox", snapshotter)
+    home = stage.root / "snapshots" / snapshotter / str(number)
+    subprocess.run(["rm", "-r", home], check=True)
+    found = stage.fsck(quick=True)
+    assert [(one.kind, one.object) for one in found] == [("snapshot-missing", f"{snapshotter}/{name}")]
+    found = stage.fsck(quick=True, repair=True)
+    assert [(one.kind, one.mended) for one in found] == [("snapshot-missing", True)]
+    assert stage.fsck() == []
+    stage.runs("--snapshotter", snapshotter)
 
 
 def test_an_ingest_that_is_being_written_is_nobodys_orphan(stage: Stage) -> None:

@@ -1,4 +1,4 @@
-"""What the standard library lacks for files: syncfs(2) and reflinks (ioctl_ficlone(2))."""
+"""What the standard library lacks for files: syncfs(2), renameat2(2) and reflinks (ioctl_ficlone(2))."""
 
 import ctypes
 import fcntl
@@ -13,6 +13,13 @@ FICLONE: Final = 0x40049409
 _syncfs = libc.syncfs
 _syncfs.argtypes = [ctypes.c_int]
 _syncfs.restype = ctypes.c_int
+# linux/fs.h, linux/fcntl.h
+RENAME_EXCHANGE: Final = 1 << 1
+AT_FDCWD: Final = -100
+
+_renameat2 = libc.renameat2
+_renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+_renameat2.restype = ctypes.c_int
 
 
 def syncfs(path: str | os.PathLike[str]) -> None:
@@ -36,3 +43,13 @@ def reflink(source_fd: int, target_fd: int) -> None:
         OSError: EOPNOTSUPP or ENOTTY where the file system cannot; EXDEV; EINVAL for a file that cannot be shared.
     """
     fcntl.ioctl(target_fd, FICLONE, source_fd)
+
+
+def exchange(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> None:
+    """Let two names of one file system swap what they name, at once: renameat2(2) with RENAME_EXCHANGE.
+
+    Raises:
+        OSError: ENOENT if either is not there; EXDEV; EINVAL where the file system cannot.
+    """
+    if _renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) < 0:
+        raise oserror("renameat2", one)

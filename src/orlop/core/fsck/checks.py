@@ -26,11 +26,13 @@ class Order:
         repair: mend what can be mended.
         quick: read no blob's bytes and unpack no layer.
         loop: the daemon's event loop.
+        damaged: digests of blobs that were found damaged, for the checks that need them.
     """
 
     loop: asyncio.AbstractEventLoop
     repair: bool = False
     quick: bool = False
+    damaged: set[str] = field(default_factory=set)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def go_on(self) -> None:

@@ -38,6 +38,7 @@ Mounts are data (`core.mount.Mount`): who gets them performs them, the snapshott
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -117,6 +118,7 @@ class Snapshotter(Protocol):
     Attributes:
         quick: which of `prepare` and `mounts` are quick.
         whole: a snapshot holds its parents' files too, so that it takes more than the layer unpacked into it.
+        stacked: a snapshot holds its own layer alone, whatever is in those below.
         capabilities: words for introspection that clients look for: `rebase` (a parent may be chosen at commit),
             `remap-ids` (mounts take the id mapping of the labels).
         exports: facts for introspection, such as `root`.
@@ -124,6 +126,7 @@ class Snapshotter(Protocol):
 
     quick: frozenset[str] = frozenset()
     whole: bool = False
+    stacked: bool = False
     capabilities: Sequence[str] = ()
     exports: Mapping[str, str] = {}
 
@@ -156,6 +159,21 @@ class Snapshotter(Protocol):
         such.
 
         When the row is deleted, it is renamed into the trash under the same lock, and unlinked later.
+        """
+        return None
+
+    def place(self, number: int) -> Path | None:
+        """The directory that is all of a snapshot, and that may change places with another's; None if there is none."""
+        return self.home(number)
+
+    def exchanged(self, number: int) -> None:
+        """Another directory is in a snapshot's `place` now; from now on that is shown."""
+        return
+
+    def opened(self, number: int) -> AbstractContextManager[str] | None:
+        """Shows what a committed snapshot itself holds, its parents' files too unless it is `stacked`.
+
+        It is shown as it is on disk now. For a check that compares it with its layer; None if that cannot be.
         """
         return None
 

@@ -17,7 +17,7 @@ from orlop.base import failpoints
 from orlop.core import trees
 from orlop.core.mount.perform import unmount_below
 from orlop.core.snapshots import Usage
-from orlop.linux.files import syncfs
+from orlop.linux import files as kernel
 
 FILES: Final = "fs"
 WORK: Final = "work"
@@ -95,7 +95,16 @@ class Directories:
 
     def sync(self) -> None:
         """Write everything out. One syncfs(2) is cheaper than an fsync(2) per file from a few dozen files on."""
-        syncfs(self.root)
+        kernel.syncfs(self.root)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two directories change places, at once; on disk when the directory that holds them is synced.
+
+    Raises:
+        OSError: as renameat2(2).
+    """
+    kernel.exchange(one, other)
 
 
 def usage(directory: str) -> Usage:

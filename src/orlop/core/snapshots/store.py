@@ -82,6 +82,7 @@ class Store:
         self._applied: dict[int, Usage] = {}
         self._doomed: deque[int] = deque()
         self._going: set[int] = set()
+        self._spare: set[int] = set()
         self._removing = threading.Lock()
         self._frees = type(snapshotter).remove is not Snapshotter.remove
         self._shows_labels = type(snapshotter).shown_labels is not Snapshotter.shown_labels
@@ -323,6 +324,8 @@ class Store:
 
     def image(self, number: int) -> str | None:
         """Where a layer for this snapshot may be put as an image (`Snapshotter.image`); only an unpacker's has such."""
+        if self.is_spare(number):
+            return self.snapshotter.image(number)
         row = self._db.read(
             lambda queries: queries.execute(
                 "SELECT name, kind FROM snapshots WHERE number = ? AND snapshotter = ?", (number, self.name)
@@ -427,6 +430,26 @@ class Store:
     def is_moving(self, number: int) -> bool:
         """Whether a snapshot is being made, and has no row yet, or removed, and has none any more."""
         return number in self.making or number in self._going
+
+    def take_spare(self) -> int:
+        """A number for a snapshot that gets no row: nobody sweeps it before `drop_spare`. For who makes one anew."""
+        number = self._numbers.take()
+        self.making.add(number)
+        self._spare.add(number)
+        return number
+
+    def is_spare(self, number: int) -> bool:
+        """Whether `take_spare` gave it out, and it is not dropped yet."""
+        return number in self._spare
+
+    def drop_spare(self, number: int) -> None:
+        """Throw away what there is of a spare number; blocks."""
+        try:
+            self._db.write_sync(lambda tx: self.throw_away(tx, number))
+        finally:
+            self._let_go(number)
+            self._spare.discard(number)
+            self.making.discard(number)
 
     def throw_away(self, tx: Transaction, number: int) -> bool:
         """Rename the directory of a snapshot without a row into the trash as part of `tx`; False if there is none."""

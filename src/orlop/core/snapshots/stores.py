@@ -125,12 +125,15 @@ class Stores(Mapping[str, Store]):
     def room_beside(self, mounts: Sequence[Mount]) -> Path | None:
         """The directory of directories in which that of the snapshot lies which these mounts are of.
 
-        None if they are no snapshot's, or one's of a snapshotter whose layers depend on what is below them.
+        None if they are no snapshot's, or one's of a snapshotter whose layers depend on what is below them, or of one
+        that is only made to be compared.
         """
         found = self._located(mounts)
         if found is None or "rebase" not in found[0].snapshotter.capabilities:
             return None
         store, number = found
+        if store.is_spare(number):
+            return None
         home = store.snapshotter.home(number)
         return None if home is None else home.parent
 

@@ -7,10 +7,10 @@ from orlop.api.services.fsck.v1 import fsck_pb2 as pb
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.fsck import Finding
 from orlop.core.fsck.running import Fsck as Running
-from orlop.core.kinds import CHECK, GRPC, METADATA, SNAPSHOTS
+from orlop.core.fsck.snapshots import SnapshotsCheck
+from orlop.core.kinds import CHECK, CONTENT, DIFFER, GRPC, METADATA, SNAPSHOTS, TRASH
 from orlop.core.metadata.check import DatabaseCheck
 from orlop.core.plugin import Context, Registration
-from orlop.core.snapshots.check import SnapshotsCheck
 
 
 class Fsck:
@@ -47,7 +47,13 @@ def _database(context: Context) -> DatabaseCheck:
 
 
 def _snapshots(context: Context) -> SnapshotsCheck:
-    return SnapshotsCheck(context.get(METADATA), context.get(SNAPSHOTS))
+    return SnapshotsCheck(
+        context.get(METADATA),
+        context.get(TRASH),
+        context.get(SNAPSHOTS),
+        context.get(CONTENT),
+        list(context.all(DIFFER).values()),
+    )
 
 
 def _init(context: Context) -> Service:
@@ -56,6 +62,6 @@ def _init(context: Context) -> Service:
 
 REGISTRATIONS: Final = (
     Registration(kind=CHECK, id="metadata", requires=(METADATA,), init=_database),
-    Registration(kind=CHECK, id="snapshots", requires=(METADATA, SNAPSHOTS), init=_snapshots),
+    Registration(kind=CHECK, id="snapshots", requires=(METADATA, TRASH, SNAPSHOTS, CONTENT, DIFFER), init=_snapshots),
     Registration(kind=GRPC, id="fsck", requires=(CHECK,), init=_init),
 )

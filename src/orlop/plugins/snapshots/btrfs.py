@@ -7,6 +7,7 @@ containerd's shape (its snapshotter plug-in of this name): type `btrfs`, the dev
 is not on btrfs.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -75,6 +76,12 @@ class Btrfs(Snapshotter):
     def usage(self, snapshot: Snapshot) -> Usage:
         parent = self._path(snapshot.parents[0]) if snapshot.parents else None
         return _difference(self._path(snapshot.number), parent)
+
+    def place(self, number: int) -> Path:
+        return Path(self._path(number))
+
+    def opened(self, number: int) -> contextlib.AbstractContextManager[str]:
+        return contextlib.nullcontext(self._path(number))
 
     def remove(self, number: int) -> None:
         _destroy(self._root, str(number))

@@ -26,7 +26,7 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -69,6 +69,7 @@ class Erofs(Snapshotter):
     """
 
     quick = frozenset({"prepare"})
+    stacked = True
 
     def __init__(self, root: Path, *, options: Sequence[str] = ()) -> None:
         self._directories = Directories(root)
@@ -124,6 +125,22 @@ class Erofs(Snapshotter):
 
     def home(self, number: int) -> Path:
         return self._directories.home(number)
+
+    @contextlib.contextmanager
+    def opened(self, number: int) -> Iterator[str]:
+        """An image is mounted once more: who has it mounted already may see what it once was."""
+        image = self._image(number)
+        if not os.path.exists(image):
+            yield self._directories.files(number)
+            return
+        _check(image)
+        with temp_mount(
+            [Mount(type="erofs", source=image, options=("ro",))], os.fspath(self._directories.root)
+        ) as path:
+            yield path
+
+    def exchanged(self, number: int) -> None:
+        self.remove(number)  # what is mounted is the old image; who uses it keeps it
 
     def remove(self, number: int) -> None:
         with self._lock:

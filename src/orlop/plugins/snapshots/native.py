@@ -6,6 +6,7 @@ An active snapshot begins as a copy of its nearest parent. A view has no files o
 mounted read-only. Mounts are bind mounts in containerd's shape (plugins/snapshots/native): `rbind,rw` or `rbind,ro`.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,9 @@ class Native(Snapshotter):
 
     def home(self, number: int) -> Path:
         return self._directories.home(number)
+
+    def opened(self, number: int) -> contextlib.AbstractContextManager[str]:
+        return contextlib.nullcontext(self._directories.files(number))
 
     def numbers(self) -> list[int]:
         return self._directories.numbers()

@@ -70,6 +70,7 @@ class Overlayfs(Snapshotter):
     """
 
     quick = frozenset({"prepare", "mounts"})
+    stacked = True
 
     def __init__(
         self,
@@ -111,6 +112,9 @@ class Overlayfs(Snapshotter):
 
     def home(self, number: int) -> Path:
         return self._directories.home(number)
+
+    def opened(self, number: int) -> contextlib.AbstractContextManager[str]:
+        return contextlib.nullcontext(self._directories.files(number))
 
     def numbers(self) -> list[int]:
         return self._directories.numbers()

@@ -59,6 +59,7 @@ class ContentCheck:
                 order.go_on()
                 suspect = self._look(order, digest, size)
                 if suspect is not None and self._confirmed(suspect):
+                    order.damaged.add(digest)
                     yield self._judge(order, suspect)
 
     # Bytes without a row.
