@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import random
+import signal
 import subprocess
 import sys
 import tarfile
@@ -245,12 +246,47 @@ def test_a_blob_that_goes_away_while_it_is_unpacked_is_the_reason(
         remove_all(here)
 
 
+def test_one_that_is_stuck_holds_up_who_needs_it_and_nobody_else(
+    new_orlopd: Callable[..., Orlopd], namespace: str
+) -> None:
+    far = new_orlopd()
+    daemon = new_orlopd(config=proxied(far.address))
+    with client(daemon, namespace) as here:
+        digest = here.content.write("kept", b"kept", labels={GC_ROOT: "x"})
+    os.kill(far.pid, signal.SIGSTOP)
+    try:
+        failures: list[OrlopError] = []
+
+        def read() -> None:
+            with client(daemon, namespace) as waiting:
+                try:
+                    waiting.content.read(digest)
+                except OrlopError as error:
+                    failures.append(error)
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        with client(daemon, namespace) as here:
+            assert digests(here) == {digest}
+            here.images.list()
+            here.content.delete(digest)  # whose bytes go when they can
+            assert not digests(here)
+            assert not failures
+        assert daemon.stop() == 0
+        reading.join()
+        assert isinstance(failures[0], UnavailableError)
+    finally:
+        os.kill(far.pid, signal.SIGCONT)
+    daemon.start()
+    until(There(daemon, far).is_empty)
+
+
 def test_our_daemon_is_killed_at_any_time(far: Engine, new_orlopd: Callable[..., Orlopd], busybox_image: Image) -> None:
     """Imports and deletions, and SIGKILL somewhere in them: bytes without rows are swept, rows have their bytes."""
     daemon = new_orlopd(config=proxied(far.address))
     dice = random.Random(7)
     there = There(daemon, far)
-    for turn in range(6):
+    for turn in range(4):
         namespace = "ab"[turn % 2]
 
         def work(namespace: str = namespace) -> None:

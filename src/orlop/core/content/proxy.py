@@ -5,6 +5,7 @@
 Source: containerd's core/content/proxy.
 """
 
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Final, Protocol, Self
@@ -50,12 +51,17 @@ class ProxyReader:
         self.fd: int | None = None
 
     async def read_at(self, offset: int, length: int) -> bytes:
-        parts = []
-        request = api.ReadContentRequest(digest=self._digest, offset=offset, size=length)
-        if length <= 0 or offset >= self.size:
+        length = min(length, self.size - offset)
+        if length <= 0:
             return b""
-        async for response in self._channel.stream("Read", request):
-            parts.append(response.data)
+        parts, got = [], 0
+        request = api.ReadContentRequest(digest=self._digest, offset=offset, size=length)
+        async with contextlib.aclosing(self._channel.stream("Read", request)) as responses:
+            async for response in responses:
+                parts.append(response.data)
+                got += len(response.data)
+                if got > length:
+                    raise DataLossError(f"content {self._digest}: more than {length} bytes came from {offset}")
         return b"".join(parts)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final, Self, TypeVar
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from orlop.api.services.content.v1.content_pb2 import COMMIT
 from orlop.base.errdefs import OrlopError, UnavailableError, from_status
 from orlop.plugins.proxy.peers import OPTIONS, headers, target
 
@@ -19,8 +20,8 @@ T = TypeVar("T")
 
 ANSWER_S: Final = 60.0
 """Until an answer, or the next one of a stream."""
-ASKED_S: Final = 600.0
-"""Until the answer to one message of a two-way stream: a commit there may have gigabytes to sync."""
+COMMIT_S: Final = 600.0
+"""Until the answer to a commit: there may be gigabytes to sync."""
 GOODBYE_S: Final = 5.0
 """Until the other side has ended a stream that we have ended."""
 
@@ -152,7 +153,8 @@ class Talk:
             if not self._call.done():
                 raise
             # The other side has ended the stream: what is left to read says why.
-        payload = await _next(self._connection, self._name, self._call, ASKED_S)
+        limit_s = COMMIT_S if getattr(request, "action", None) == COMMIT else ANSWER_S
+        payload = await _next(self._connection, self._name, self._call, limit_s)
         if payload is None:
             raise self._connection.unavailable(self._name, "the stream has ended")
         return self._decode(payload)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,6 +19,7 @@ from orlop.base.errdefs import (
     DataLossError,
     FailedPreconditionError,
     NotFoundError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from orlop.base.labels import GC_ROOT
@@ -26,6 +28,7 @@ from orlop.core.content.proxy import ProxyStore
 from orlop.core.content.remote import RemoteBlobs
 from orlop.core.content.store import ContentStore
 from orlop.core.metadata import Database
+from orlop.core.metadata.quotas import Quota, Quotas
 from orlop.core.metadata.trash import Trash
 from orlop.oci.digest import Digest
 from orlop.plugins.content.local import LocalStore
@@ -142,6 +145,10 @@ async def until(condition: Callable[[], bool]) -> None:
 async def quiet(blobs: RemoteBlobs) -> None:
     """Everything that can go has gone."""
     await until(lambda: not blobs._doomed and not blobs._aborted and not blobs._removing and not blobs._sweeping)
+
+
+def _has_lengths(blobs: RemoteBlobs) -> bool:
+    return bool(blobs._lengths)
 
 
 def is_there(play: Play, digest: str = DIGEST) -> bool:
@@ -442,6 +449,35 @@ def test_a_sweep_removes_what_a_crash_left_and_tells_of_what_is_missing(tmp_path
                 assert len(await there.list_statuses(THERE)) == 1
                 assert there.find("somebody", Digest.of(orphan))
                 assert [record.digest for record in caplog.records if hasattr(record, "digest")] == [lost]
+
+    asyncio.run(main())
+
+
+def test_ingests_there_count_for_the_quota_here(tmp_path):
+    """Open or closed, and after a restart as soon as the sweep has seen them."""
+
+    async def main():
+        quotas = Quotas(by_namespace={"small": Quota(bytes=1000)})
+        async with local(tmp_path / "there") as there:
+            os.mkdir(tmp_path / "here")
+            for start in range(2):
+                with Database(tmp_path / "here" / "meta.db", quotas=quotas) as db:
+                    async with RemoteBlobs(there, db, namespace=THERE) as blobs:
+                        store = ContentStore(db, blobs)
+                        if start == 0:
+                            writer = await store.writer("small", "r")
+                            await writer.write(b"x" * 600)
+                            await writer.close()
+                        else:
+                            store.sweep()
+                            await until(functools.partial(_has_lengths, blobs))
+                        with pytest.raises(ResourceExhaustedError, match="in use 600, asked for 401"):
+                            await store.writer("small", "other", total=401)
+                        await (await store.writer("small", "other", total=400)).close()
+                        if start == 1:
+                            await store.abort("small", "r")
+                            await quiet(blobs)
+                            await (await store.writer("small", "third", total=900)).close()
 
     asyncio.run(main())
 
