@@ -18,10 +18,12 @@ from orlop.core.diff.workers import Pool
 from orlop.core.metadata import Database
 from orlop.core.metadata.trash import Trash
 from orlop.core.mount import Mount
+from orlop.core.mount.perform import temp_mount
 from orlop.core.snapshots.stores import Stores
 from orlop.oci import media_types
 from orlop.plugins.content.local import LocalStore
 from orlop.plugins.diff.walking import Walking
+from orlop.plugins.snapshots.erofs import Erofs, verdict
 from orlop.plugins.snapshots.overlayfs import Overlayfs, options_here
 from orlop.testing.content import NAMESPACE, write_blob
 from tests.root.layers import archive, directory, file, hardlink, tree
@@ -56,7 +58,7 @@ class Host:
     def __init__(self, root: Path, content: LocalStore, snapshots: Stores, pool: Counting, differ: Walking) -> None:
         self.room = root / "snapshots"
         self.content = content
-        self.snapshots = snapshots["overlayfs"]
+        (self.snapshots,) = snapshots.values()
         self.pool = pool
         self.differ = differ
 
@@ -109,13 +111,14 @@ def _opaque(root: Path) -> tuple[str, ...]:
 
 
 @contextlib.asynccontextmanager
-async def host(root: Path, *, atonce: int = 4) -> AsyncIterator[Host]:
+async def host(root: Path, *, atonce: int = 4, kind: type[Overlayfs | Erofs] = Overlayfs) -> AsyncIterator[Host]:
     os.mkdir(root)
-    snapshotter = Overlayfs(root / "snapshots", options=options_here(root))
+    snapshotter = kind(root / "snapshots", options=options_here(root))
     with (
         Database(root / "meta.db") as db,
         Trash(root, db) as trash,
-        Stores(db, trash, {"overlayfs": snapshotter}) as snapshots,
+        contextlib.closing(snapshotter) if isinstance(snapshotter, Erofs) else contextlib.nullcontext(),
+        Stores(db, trash, {"only": snapshotter}) as snapshots,
     ):
         content = LocalStore(root / "content", db, trash)
         try:
@@ -170,6 +173,48 @@ async def test_layers_come_out_as_if_unpacked_in_their_turn(tmp_path):
             else:
                 assert alone == [False] * 5
     assert seen[0] == seen[1]
+
+
+@looped
+async def test_images_come_out_as_if_made_in_their_turn(tmp_path):
+    if not (works := verdict(tmp_path)):
+        pytest.skip(works.reason)
+    seen = []
+    for name, atonce in (("ahead", 4), ("in-turn", 0)):
+        async with host(tmp_path / name, atonce=atonce, kind=Erofs) as here:
+            blobs = await here.image(_blobs())
+            applied = [await here.unpack(number, blob) for number, blob in enumerate(blobs)]
+            mounts = await here.snapshots.view(NAMESPACE, "view", "layer-4")
+            with temp_mount(mounts, str(tmp_path)) as merged:
+                found = {path: (*one[:4], *one[5:]) for path, one in tree(merged).items()}
+            seen.append((found, [(one.digest, one.size, one.usage_bytes, one.usage_inodes) for one in applied]))
+            assert here.pool.alone.count(True) == (4 if atonce else 0)
+            assert here.pool.alone.count(False) == (2 if atonce else 5)
+            assert len(list(here.room.glob("*/layer.erofs"))) == 5
+            if atonce:
+                await here.ahead.close()
+            assert here.spares() == []
+    assert seen[0] == seen[1]
+
+
+@looped
+async def test_an_image_is_not_put_where_something_is(tmp_path):
+    if not (works := verdict(tmp_path)):
+        pytest.skip(works.reason)
+    async with host(tmp_path / "host", kind=Erofs) as here:
+        blobs = await here.image(_blobs())
+        await here.unpack(0, blobs[0])
+        mounts = await here.prepare(1)
+        (upper,) = (option.partition("=")[2] for option in mounts[0].options if option.startswith("upperdir="))
+        os.chown(upper, 5, 5)  # the image made ahead has another root
+        await here.differ.apply(NAMESPACE, blobs[1], mounts)
+        assert here.pool.alone.count(False) == 2
+        await here.snapshots.commit(NAMESPACE, "layer-1", "extract-1")
+        mounts = await here.prepare(2)
+        (upper,) = (option.partition("=")[2] for option in mounts[0].options if option.startswith("upperdir="))
+        (Path(upper) / "mine").touch()
+        await here.differ.apply(NAMESPACE, blobs[2], mounts)
+        assert {"mine", "opt"} <= set(os.listdir(upper))
 
 
 @looped

@@ -122,7 +122,20 @@ class Pair:
                 builder.run()
             except ArchiveError as error:
                 return str(error)
+        if lower >= 0:
+            self._compare_alone(pieces, image)
         return ""
+
+    def _compare_alone(self, pieces: Sequence[bytes], image: Path) -> None:
+        """What can be made without the layers below is what was made with them, byte by byte."""
+        with open(self.base / "alone", "w+b") as file:
+            root = Node(0o40755, 0, 0, NOW)
+            try:
+                Builder(pieces, file.fileno(), root, layered=True, alone=True, now=NOW).run()
+            except ArchiveError:
+                return
+            file.seek(0)
+            assert file.read() == image.read_bytes()
 
 
 def _view(layers: Sequence[str]) -> list[Mount]:
@@ -251,6 +264,25 @@ def test_more_entries_than_memory_is_meant_for_are_left_to_the_extractor(
     blob = archive(*(file(f"file-{number}", b"") for number in range(11)))
     with open(tmp_path / "image", "wb") as image, pytest.raises(UnsuitableError, match="10 entries"):
         Builder([blob], image.fileno(), Node(0o40755, 0, 0, NOW)).run()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        (file("usr/file"),),
+        (directory("usr"), file("usr/bin/file")),
+        (directory("etc"), hardlink("etc/again", "etc/below")),
+        (file("usr/.wh.gone", b""),),
+        (file(".wh..wh..opq", b""),),
+        (symlink("lib", "usr/lib"), file("lib/file")),
+    ],
+    ids=["parent", "grandparent", "link", "whiteout's parent", "opaque root", "behind a link"],
+)
+def test_what_depends_on_the_layers_below_is_not_made_alone(
+    tmp_path: Path, layer: tuple[tuple[tarfile.TarInfo, bytes], ...]
+) -> None:
+    with open(tmp_path / "image", "wb") as image, pytest.raises(ArchiveError, match="depends on the layers below"):
+        Builder([archive(*layer)], image.fileno(), Node(0o40755, 0, 0, NOW), layered=True, alone=True).run()
 
 
 # -- the worker ----------------------------------------------------------------------------------------------------

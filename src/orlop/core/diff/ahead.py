@@ -5,10 +5,12 @@ what is below them (see `Tree.alone`; the others are refused and done in their t
 image is applied, those above it begin, as many at once as there are cores, in spare directories beside the snapshots:
 
     <snapshotter's root>/.ahead-<token>-<number>      named by no number, so no snapshot; swept after a start
+           root, image                                inside it, if the layer becomes an image
 
 When their turn comes, what is in the spare directory is renamed into the snapshot's, and is then what it would have
-been. There is no snapshot above a missing one, so whoever applies a layer needs all above it: little is done in vain.
-Which layers those are is known from the labels by which clients keep a manifest's children.
+been; of a layer that is an image instead of a tree, that is one file. There is no snapshot above a missing one, so
+whoever applies a layer needs all above it: little is done in vain. Which layers those are is known from the labels by
+which clients keep a manifest's children.
 
 Spare directories that nobody asks for are removed after a while. Belongs to one event loop.
 """
@@ -38,6 +40,8 @@ PATIENCE_S: Final = 60.0
 WINDOW: Final = 8
 """Layers above the one that was asked for last that may have been begun."""
 
+_ROOT: Final = "root"
+_IMAGE: Final = "image"
 _LAYER_LABEL: Final = f"{GC_REF_CONTENT}.l."
 _KNOWN: Final = 4096
 
@@ -46,6 +50,9 @@ Unpack = Callable[[str, LayerBlob, Path], Awaitable[Applied]]
 
 Layers = Callable[[str, str], Awaitable[Sequence[LayerBlob]]]
 """The layers of a namespace's manifest, the lowest first; none if it cannot be read."""
+
+Move = Callable[[Path], bool]
+"""Moves what is in a spare directory to where it belongs, in a thread; False if it does not belong there."""
 
 Here = Callable[[str, LayerBlob], bool]
 """Whether a layer's blob is in the content store, and is one to unpack ahead."""
@@ -148,11 +155,11 @@ class Ahead:
         image.timer = asyncio.get_running_loop().call_later(self._patience_s, self._forget, image)
         self._go()
 
-    async def take(self, namespace: str, layer: LayerBlob, root: Path, directory: str) -> Applied | None:
-        """Put what was unpacked ahead for a layer into `directory`; None if there is nothing to be had.
+    async def take(self, namespace: str, layer: LayerBlob, root: Path, move: Move) -> Applied | None:
+        """Have what was unpacked ahead for a layer moved in its place; None if there is nothing to be had.
 
         Raises:
-            ResourceExhaustedError: the file system is full; some of it may be in `directory`.
+            ResourceExhaustedError: the file system is full; some of it may have been moved.
         """
         spare = self._pop(namespace, layer.digest, root)
         if spare is None:
@@ -160,7 +167,7 @@ class Ahead:
         self._go()
         try:
             applied = await spare.task
-            moving = asyncio.ensure_future(asyncio.to_thread(_move, spare.directory, directory))
+            moving = asyncio.ensure_future(asyncio.to_thread(move, spare.directory))
             await finish(moving)  # nobody removes either directory under a thread that goes on
             if moving.result():
                 return applied
@@ -262,7 +269,7 @@ async def _tidy(spare: _Spare) -> None:
     await finish(asyncio.to_thread(_remove, spare.directory))
 
 
-def _move(source: Path, target: str) -> bool:
+def move_tree(source: Path, target: str) -> bool:
     """Rename all that is in a directory into another, which must be empty: else nothing is done, and this is False."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     target_fd = os.open(target, flags)
@@ -278,6 +285,29 @@ def _move(source: Path, target: str) -> bool:
             os.close(source_fd)
     finally:
         os.close(target_fd)
+    return True
+
+
+def room_for_image(directory: Path) -> tuple[Path, str]:
+    """Inside a spare directory: an empty root for a layer that becomes an image, and the image's path."""
+    root = directory / _ROOT
+    root.mkdir()
+    root.chmod(0o755)  # mkdir(2) has taken the umask off, and the image keeps what it is
+    return root, os.fspath(directory / _IMAGE)
+
+
+def move_image(source: Path, directory: str, image: str) -> bool:
+    """Rename the image in a spare directory to `image`.
+
+    False, and nothing is done, if something lies there or in the snapshot's `directory` already, or if that is not what
+    the image shows as its root.
+    """
+    made, wanted = os.stat(source / _ROOT), os.stat(directory)
+    if (made.st_mode, made.st_uid, made.st_gid) != (wanted.st_mode, wanted.st_uid, wanted.st_gid):
+        return False
+    if os.listdir(directory) or os.path.exists(image):
+        return False
+    os.rename(source / _IMAGE, image)
     return True
 
 

@@ -118,7 +118,7 @@ async def apply(
     Args:
         blob: stays the caller's, to be closed.
         image: where to make a file system image of the layer instead, which whoever gave the mounts stacks in its
-            stead. A layer that cannot be one is unpacked.
+            stead. A layer that cannot be one is unpacked, unless the plan is to do so alone.
         whole: the layer is a file system image already, and becomes the file at `image`.
         sync: write the tree to disk before this returns.
         steps: stream processors that the blob goes through first.
@@ -143,7 +143,7 @@ async def apply(
         try:
             done = await run(image if plan.directory is not None else "")
         except JobError as error:
-            if whole or error.message["kind"] != "unsuitable":
+            if whole or plan.alone or error.message["kind"] != "unsuitable":
                 raise
             log.info("layer is unpacked", extra={"digest": layer.digest, "reason": error.message["text"]})
             if blob.fd is not None:

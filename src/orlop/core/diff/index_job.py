@@ -95,6 +95,7 @@ def _build(job: Job, request: Message, view: sandbox.View, image: int, report: i
         root,
         lower_fd=view.lower_fd,
         layered=request["overlay"],
+        alone=request["alone"],
         now=now,
         limits=limits,
     )

@@ -42,6 +42,7 @@ class Builder:
         root: the root directory's node, as the snapshot has it; an archive does not change it.
         lower_fd: root of the merged lower layers, or -1.
         layered: whether it becomes a layer of an overlay, in which "deleted" is written as overlayfs does.
+        alone: the lower layers are not known; see `MergedTree`.
         now: nanoseconds since 1970: the time of directories that no entry stands for, and of whiteouts.
 
     Attributes:
@@ -58,6 +59,7 @@ class Builder:
         *,
         lower_fd: int = -1,
         layered: bool = False,
+        alone: bool = False,
         now: int = 0,
         limits: Limits | None = None,
     ) -> None:
@@ -68,7 +70,7 @@ class Builder:
         self._reader = tar.Reader(self._kept(chunks))
         self._reader.max_entries = self._limits.entries
         root.children = {}
-        self._tree = MergedTree(root, lower_fd, layered=layered, now=now)
+        self._tree = MergedTree(root, lower_fd, layered=layered, now=now, alone=alone)
         self._total = 0
         self._xattr_bytes = 0
         self._copies: list[Node] = []

@@ -39,6 +39,7 @@ class MergedTree(Resolver[Directory]):
         root: the root's node, a directory.
         lower_fd: root of the merged lower layers, or -1; stays the caller's.
         layered: whether this is to be a layer of an overlay.
+        alone: what will be below is not known; an archive that depends on it is refused as ArchiveError.
         now: nanoseconds since 1970, the time of what no entry gives one.
 
     Attributes:
@@ -46,8 +47,9 @@ class MergedTree(Resolver[Directory]):
         times: modification times that directories get at the end, by real path.
     """
 
-    def __init__(self, root: Node, lower_fd: int, *, layered: bool, now: int) -> None:
-        super().__init__(Directory(root, b"", lower_fd >= 0))
+    def __init__(self, root: Node, lower_fd: int, *, layered: bool, now: int, alone: bool = False) -> None:
+        super().__init__(Directory(root, b"", lower_fd >= 0 or alone))
+        self._alone = alone
         self.lower_fd: Final = lower_fd
         self.layered: Final = layered
         self.now: Final = now
@@ -90,6 +92,7 @@ class MergedTree(Resolver[Directory]):
         if path not in self.opaque:
             self.opaque.add(path)
             if not path:
+                self._look_below(path)
                 self.root.below = False
             self.forget()
 
@@ -101,8 +104,9 @@ class MergedTree(Resolver[Directory]):
         """What the layers below have at a path whose directories are real ones there; None for nothing.
 
         Raises:
-            ArchiveError: the path is longer than one can be.
+            ArchiveError: the path is longer than one can be, or nobody knows.
         """
+        self._look_below(path)
         try:
             return os.stat(path, dir_fd=self.lower_fd, follow_symlinks=False)
         except OSError as error:
@@ -213,12 +217,16 @@ class MergedTree(Resolver[Directory]):
         path = parent.child(name)
         if len(path) > _MAX_DEPTH:
             raise LimitError(f"{shown(parent.path)} lies too deep")
-        below = False
-        if parent.below and path not in self.opaque:
+        below = parent.below and path not in self.opaque
+        if below and not self._alone:
             status = self.status_below(path)
             below = status is not None and stat.S_ISDIR(status.st_mode)
         directory = self._real[path] = Directory(node, path, below)
         return directory
+
+    def _look_below(self, path: bytes) -> None:
+        if self._alone:
+            raise ArchiveError(f"what is to be done at {shown(path)} depends on the layers below")
 
 
 def check(name: bytes) -> None:

@@ -129,7 +129,7 @@ class Stores(Mapping[str, Store]):
         that is only made to be compared.
         """
         found = self._located(mounts)
-        if found is None or "rebase" not in found[0].snapshotter.capabilities:
+        if found is None or not _makes_layers_alone(found[0].snapshotter):
             return None
         store, number = found
         if store.is_spare(number):
@@ -139,8 +139,12 @@ class Stores(Mapping[str, Store]):
 
     def rooms(self) -> list[Path]:
         """What `room_beside` can answer."""
-        homes = (one.home(0) for one in self._snapshotters.values() if "rebase" in one.capabilities)
+        homes = (one.home(0) for one in self._snapshotters.values() if _makes_layers_alone(one))
         return [home.parent for home in homes if home is not None]
+
+    def makes_images(self, room: Path) -> bool:
+        """Whether layers in a `room_beside` are images; see `Snapshotter.image`."""
+        return any(one.home(0) == room / "0" and one.image(0) is not None for one in self._snapshotters.values())
 
     async def cleanup(self, name: str) -> None:
         """Remove what has no row, and have the snapshotter free what removed snapshots still take."""
@@ -171,6 +175,11 @@ class Stores(Mapping[str, Store]):
         except Exception:
             # They stay unsynced in their rows and are tried with the next ones; after a boot they would be refused.
             log.exception("snapshots: sync failed", extra={"snapshotter": store.name})
+
+
+def _makes_layers_alone(snapshotter: Snapshotter) -> bool:
+    """Whether a layer can be made before those below it are known, and put in its place later."""
+    return "rebase" in snapshotter.capabilities or snapshotter.image(0) is not None
 
 
 def _highest(name: str, snapshotter: Snapshotter) -> int:

@@ -13,12 +13,12 @@ from orlop.base.platforms import default_string
 from orlop.base.quoting import quote
 from orlop.core.content import Reader, WatchedStore
 from orlop.core.diff import Applied, LayerBlob
-from orlop.core.diff.ahead import Ahead
+from orlop.core.diff.ahead import Ahead, move_image, move_tree, room_for_image
 from orlop.core.diff.apply import Plan, apply
 from orlop.core.diff.compare import compare
 from orlop.core.diff.extract import Limits
 from orlop.core.diff.processors import StreamProcessor, chain
-from orlop.core.diff.workers import JobError, Pool
+from orlop.core.diff.workers import JobError, Pool, finish
 from orlop.core.kinds import CONTENT, DIFFER, METADATA, MOUNT_MANAGER, SNAPSHOTS
 from orlop.core.metadata import Database
 from orlop.core.metadata.quotas import BYTES
@@ -85,7 +85,7 @@ class Walking:
         if whole and not image:
             raise UnimplementedError(f"layer {layer.digest} is a file system: only the erofs snapshotter takes it")
         try:
-            applied = None if sync or steps or image else await self._taken(namespace, layer, mounts)
+            applied = None if sync or steps else await self._taken(namespace, layer, mounts, image)
             if applied is None:
                 async with (
                     self._performed(namespace, mounts) as left,
@@ -138,20 +138,33 @@ class Walking:
             lease=lease,
         )
 
-    async def _taken(self, namespace: str, layer: LayerBlob, mounts: Sequence[Mount]) -> Applied | None:
+    async def _taken(self, namespace: str, layer: LayerBlob, mounts: Sequence[Mount], image: str) -> Applied | None:
         """The layer put in place, if it was unpacked ahead; from now on those above it are."""
         if self.ahead is None or (room := self._snapshots.room_beside(mounts)) is None:
+            return None
+        if self._snapshots.makes_images(room) != bool(image):
             return None
         plan = Plan.of(mounts)
         await self.ahead.reached(namespace, layer, room, stacked=plan.overlay)
         if plan.directory is None or not plan.overlay or plan.marks != Plan.marks_alone:
             return None
-        return await self.ahead.take(namespace, layer, room, plan.directory)
+        target = plan.directory
+        return await self.ahead.take(
+            namespace,
+            layer,
+            room,
+            lambda spare: move_image(spare, target, image) if image else move_tree(spare, target),
+        )
 
     async def _unpack_alone(self, namespace: str, layer: LayerBlob, directory: Path) -> Applied:
+        image = ""
+        if self._snapshots.makes_images(directory.parent):
+            making = asyncio.ensure_future(asyncio.to_thread(room_for_image, directory))
+            await finish(making)
+            directory, image = making.result()
         plan = Plan(mounts=(), directory=os.fspath(directory), overlay=True, alone=True)
         async with self._within_quota(namespace) as limits, self._opened(namespace, layer.digest) as blob:
-            return await apply(self._pool, blob, layer, plan, limits=limits)
+            return await apply(self._pool, blob, layer, plan, limits=limits, image=image)
 
     @contextlib.asynccontextmanager
     async def _within_quota(self, namespace: str) -> AsyncIterator[Limits | None]:
