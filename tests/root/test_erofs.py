@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orlop.base.errdefs import DataLossError
+from orlop.base.errdefs import DataLossError, InvalidArgumentError, UnimplementedError
 from orlop.core.diff import index_job, indexing, tar
 from orlop.core.diff.erofs import Node
 from orlop.core.diff.errors import ArchiveError, UnsuitableError
@@ -24,10 +24,14 @@ from orlop.core.diff.job import Job
 from orlop.core.diff.tree import Tree
 from orlop.core.mount import Mount
 from orlop.core.mount.perform import temp_mount
-from orlop.core.snapshots import Kind, Snapshot
+from orlop.core.plugin import SkipPlugin
+from orlop.core.snapshots import GID_MAPPING, UID_MAPPING, Kind, Snapshot
 from orlop.linux import mount as mnt
-from orlop.plugins.snapshots.erofs import Erofs, verdict
+from orlop.linux.probe import Verdict
+from orlop.plugins.snapshots import erofs as erofs_plugin
+from orlop.plugins.snapshots.erofs import Erofs, maps_ids, verdict
 from tests.root.layers import apply_bytes, archive, digest, directory, entry, file, hardlink, symlink, tree
+from tests.root.shims import until
 
 pytestmark = pytest.mark.root
 
@@ -340,11 +344,12 @@ def test_killed_at_each_step_there_is_a_whole_image_or_none(tmp_path: Path) -> N
     assert sorted(os.listdir(tmp_path)) == ["layer.erofs"]
 
 
-def test_a_layer_through_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("over_loop", [False, True], ids=["file", "loop"])
+def test_a_layer_through_workers(tmp_path: Path, over_loop: bool) -> None:
     """An image where it can be one, a tree where it cannot; either way what the layer has is there."""
-    if not (works := verdict(tmp_path)):
+    if not (works := verdict(tmp_path, over_loop=over_loop)):
         pytest.skip(works.reason)
-    snapshotter = Erofs(tmp_path / "e", options=("index=off",))
+    snapshotter = Erofs(tmp_path / "e", options=("index=off",), over_loop=over_loop)
     layers = [
         archive(directory("a"), file("a/one", b"1"), symlink("l", "a")),
         archive(file("l/two", b"2"), sparse()),
@@ -390,6 +395,108 @@ def test_a_cut_image_is_not_mounted(tmp_path: Path) -> None:
     with pytest.raises(DataLossError, match="incomplete"):
         snapshotter.mounts(view)
     assert os.listdir(tmp_path / "e" / "mounted") == []
+
+
+def test_a_file_system_whose_files_cannot_be_mounted_takes_loop_devices(tmp_path: Path) -> None:
+    with temp_mount([Mount(type="tmpfs", source="tmpfs")], str(tmp_path)) as root:
+        straight = verdict(Path(root))
+        assert not straight
+        assert "from a file" in straight.reason
+        if not (works := verdict(Path(root), over_loop=True)):
+            pytest.skip(works.reason)
+        snapshotter = Erofs(Path(root) / "e", options=("index=off",), over_loop=True)
+        try:
+            layer(snapshotter, 1, archive(file("a", b"words")))
+            (mount,) = snapshotter.mounts(Snapshot(number=2, parents=(1,), kind=Kind.VIEW))
+            assert Path(mount.source, "a").read_bytes() == b"words"
+            devices = loops(root)
+            assert len(devices) == 1
+            snapshotter.remove(1)
+            until(lambda: not loops(root), "loop devices are left")
+        finally:
+            snapshotter.close()
+
+
+def test_what_a_host_can_decides_how_images_are_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    can = {False: Verdict(True), True: Verdict(True)}
+    monkeypatch.setattr(erofs_plugin, "verdict", lambda _root, *, over_loop=False: can[over_loop])
+    assert erofs_plugin.needs_loop(tmp_path, over_loop=False) is False
+    assert erofs_plugin.needs_loop(tmp_path, over_loop=True) is True
+    can[False] = Verdict(False, "no files")
+    assert erofs_plugin.needs_loop(tmp_path, over_loop=False) is True
+    can[True] = Verdict(False, "no loops")
+    with pytest.raises(SkipPlugin, match="no files; no loops"):
+        erofs_plugin.needs_loop(tmp_path, over_loop=False)
+
+
+def loops(directory: str) -> list[str]:
+    """Loop devices of files below a directory."""
+    found = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it has gone
+            if path.read_text().startswith(f"{directory}/"):
+                found.append(path.parts[3])
+    return found
+
+
+def layer(snapshotter: Erofs, number: int, blob: bytes) -> None:
+    """A committed snapshot with one layer, on top of the one with the number before."""
+    active = Snapshot(number=number, parents=tuple(range(number - 1, 0, -1)), kind=Kind.ACTIVE)
+    snapshotter.prepare(active)
+    base = snapshotter.home(number)
+    apply_bytes(blob, snapshotter.mounts(active), base.parents[1], image=snapshotter.image(number) or "")
+    snapshotter.commit(active)
+
+
+MAPS = {UID_MAPPING: "0:100000:65536", GID_MAPPING: "0:200000:65536"}
+
+
+def test_ids_are_mapped_by_labels(tmp_path: Path) -> None:
+    """Images and directories alike, for whoever performs plain mounts; and found again, and gone with the snapshot."""
+    if not (works := verdict(tmp_path)):
+        pytest.skip(works.reason)
+    if not maps_ids():
+        pytest.skip("no user namespaces here")
+    snapshotter = Erofs(tmp_path / "e", options=("index=off",), maps_ids=True)
+    try:
+        layer(snapshotter, 1, archive(file("one", uid=1, gid=2), file("mine", uid=0, gid=0)))
+        layer(snapshotter, 2, archive(file("two", uid=3, gid=4), sparse()))
+        active = Snapshot(number=3, parents=(2, 1), kind=Kind.ACTIVE, labels=MAPS)
+        snapshotter.prepare(active)
+        mounts = snapshotter.mounts(active)
+        assert snapshotter.mounts(active) == mounts
+        assert not [option for mount in mounts for option in mount.options if option.startswith(("uidmap", "gidmap"))]
+        with temp_mount(mounts, str(tmp_path)) as merged:
+            owners = {name: os.stat(f"{merged}/{name}") for name in (".", "one", "two", "mine")}
+            assert {name: (one.st_uid, one.st_gid) for name, one in owners.items()} == {
+                ".": (100000, 200000),
+                "one": (100001, 200002),
+                "two": (100003, 200004),
+                "mine": (100000, 200000),
+            }
+            view = Snapshot(number=4, parents=(1,), kind=Kind.VIEW, labels=MAPS)
+            snapshotter.prepare(view)
+            (mount,) = snapshotter.mounts(view)
+            assert os.stat(f"{mount.source}/one").st_uid == 100001
+            unmapped = snapshotter.mounts(Snapshot(number=5, parents=(1,), kind=Kind.VIEW))
+            assert os.stat(f"{unmapped[0].source}/one").st_uid == 1
+            again = Erofs(tmp_path / "e", options=("index=off",), maps_ids=True)  # after a kill
+            assert again.mounts(active) == mounts
+            for number in (4, 3, 2, 1):
+                again.remove(number)
+            assert os.stat(f"{merged}/one").st_uid == 100001  # whoever has it mounted keeps it
+        assert os.listdir(tmp_path / "e/mapped") == os.listdir(tmp_path / "e/mounted") == []
+    finally:
+        snapshotter.close()
+
+
+def test_ids_that_cannot_be_mapped_are_refused(tmp_path: Path) -> None:
+    snapshotter = Erofs(tmp_path / "e")
+    with pytest.raises(UnimplementedError, match="id mapping by label"):
+        snapshotter.prepare(Snapshot(number=1, kind=Kind.ACTIVE, labels=MAPS))
+    snapshotter = Erofs(tmp_path / "e", maps_ids=True)
+    with pytest.raises(InvalidArgumentError, match="does not map root"):
+        snapshotter.prepare(Snapshot(number=1, kind=Kind.ACTIVE, labels={**MAPS, UID_MAPPING: "1:100000:65536"}))
 
 
 # -- whatever an archive holds --------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from orlop.core.mount.perform import mount_all, unmount_all
 from orlop.core.plugin import SkipPlugin
 from orlop.core.snapshots import GID_MAPPING, UID_MAPPING, Kind, Snapshot, Usage
 from orlop.plugins.snapshots import native, overlayfs
+from orlop.plugins.snapshots.mapping import ONLY_REMAP_IDS, REMAP_IDS
 from orlop.plugins.snapshots.native import Native
-from orlop.plugins.snapshots.overlayfs import REMAP_IDS, Overlayfs, capabilities_here, options_here
+from orlop.plugins.snapshots.overlayfs import Overlayfs, capabilities_here, options_here
 from orlop.testing.snapshots import NAMESPACE, Bench
 from orlop.testing.trees import all_kinds, describe, write
 
@@ -147,7 +148,7 @@ def test_slow_chown_leaves_the_owners_to_the_client(tmp_path: Path) -> None:
     strict.mkdir()
     with Bench(strict, Overlayfs) as bench, pytest.raises(errdefs.UnimplementedError, match="id mapping by label"):
         bench.prepare("active", labels=labels)
-    assert overlayfs.ONLY_REMAP_IDS not in overlayfs.capabilities_here(tmp_path, slow_chown=True)
+    assert ONLY_REMAP_IDS not in overlayfs.capabilities_here(tmp_path, slow_chown=True)
 
 
 @dataclass

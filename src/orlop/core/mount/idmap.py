@@ -42,11 +42,11 @@ def attach(mount: Mount, parsed: Parsed, path: str) -> None:
         if mount.type == "overlay":
             _attach_overlay(mount, parsed, path, userns_fd)
         elif mount.type == "bind" or parsed.flags & mnt.MS_BIND:
-            _attach_mapped(mount.source, path, userns_fd, recursive=bool(parsed.flags & mnt.MS_REC))
+            attach_mapped(mount.source, path, userns_fd, recursive=bool(parsed.flags & mnt.MS_REC))
         else:
             mnt.mount(mount.source, path, mount.type, parsed.flags, ",".join(parsed.data))
             try:
-                _attach_mapped(path, path, userns_fd, recursive=False)
+                attach_mapped(path, path, userns_fd, recursive=False)
             except BaseException:
                 mnt.umount2(path, mnt.MNT_DETACH)
                 raise
@@ -90,8 +90,12 @@ def _write_map(path: str, ranges: Sequence[IDMap]) -> None:
         os.close(file)
 
 
-def _attach_mapped(source: str, path: str, userns_fd: int, *, recursive: bool) -> None:
-    """Attach a copy of what is at `source` at `path`, mapped."""
+def attach_mapped(source: str, path: str, userns_fd: int, *, recursive: bool) -> None:
+    """Attach a copy of what is at `source` at `path`, mapped.
+
+    Raises:
+        UnimplementedError: the file system or the kernel cannot do it.
+    """
     tree = mnt.open_tree(source, mnt.OPEN_TREE_CLONE | (mnt.AT_RECURSIVE if recursive else 0))
     try:
         try:
@@ -120,7 +124,7 @@ def _attach_overlay(mount: Mount, parsed: Parsed, path: str, userns_fd: int) -> 
     with contextlib.ExitStack() as undo:
         scratch = tempfile.mkdtemp(prefix="orlop-idmap-")
         undo.callback(os.rmdir, scratch)
-        _attach_mapped(parent, scratch, userns_fd, recursive=False)
+        attach_mapped(parent, scratch, userns_fd, recursive=False)
         # The overlay keeps its own reference to the mapped layers; this mount is only their name.
         undo.callback(mnt.umount2, scratch, mnt.MNT_DETACH)
         mapped = [os.path.join(scratch, os.path.relpath(layer, parent)) for layer in layers]

@@ -24,21 +24,19 @@ from pathlib import Path
 from typing import Final
 
 from orlop.base import failpoints
-from orlop.base.errdefs import InvalidArgumentError, OrlopError, UnimplementedError
+from orlop.base.errdefs import OrlopError, UnimplementedError
 from orlop.base.platforms import default_string
 from orlop.core.kinds import SNAPSHOTTER
 from orlop.core.mount import Mount
-from orlop.core.mount.options import parse
 from orlop.core.mount.perform import temp_mount
 from orlop.core.plugin import Context, Registration, SkipPlugin
-from orlop.core.snapshots import GID_MAPPING, UID_MAPPING, Kind, Snapshot, Snapshotter, Usage
+from orlop.core.snapshots import Kind, Snapshot, Snapshotter, Usage
 from orlop.core.snapshots.directories import Directories, usage
 from orlop.linux import probe
 from orlop.plugins.snapshots import root_of
+from orlop.plugins.snapshots.mapping import ONLY_REMAP_IDS, REMAP_IDS, map_options, mapped_root
 
 NAME: Final = "overlayfs"
-REMAP_IDS: Final = "remap-ids"
-ONLY_REMAP_IDS: Final = "only-remap-ids"
 UPPERDIR_LABEL: Final = "containerd.io/snapshot/overlay.upperdir"
 REBASE: Final = "rebase"
 
@@ -143,27 +141,17 @@ class Overlayfs(Snapshotter):
             InvalidArgumentError: the mapping is malformed or has no root.
             UnimplementedError: this host cannot map ids of an overlay's layers.
         """
-        maps = _mappings(snapshot.labels)
+        maps = map_options(snapshot.labels)
         if not maps:
             return None
         if REMAP_IDS not in self.capabilities:
             if self._slow_chown:
                 return None
             raise UnimplementedError(f"snapshotter {NAME}: id mapping by label: this host has no id-mapped layers")
-        parsed = parse(maps)
-        roots = [[part.outside for part in ranges if part.inside == 0] for ranges in (parsed.uid_maps, parsed.gid_maps)]
-        if not all(roots):
-            raise InvalidArgumentError(f"snapshotter {NAME}: id mapping {','.join(maps)} does not map root")
-        return roots[0][0], roots[1][0]
+        return mapped_root(NAME, maps)
 
     def _map_options(self, snapshot: Snapshot) -> tuple[str, ...]:
-        return _mappings(snapshot.labels) if REMAP_IDS in self.capabilities else ()
-
-
-def _mappings(labels: Mapping[str, str]) -> tuple[str, ...]:
-    """The mount options that the labels stand for."""
-    pairs = (("uidmap", labels.get(UID_MAPPING)), ("gidmap", labels.get(GID_MAPPING)))
-    return tuple(f"{key}={value}" for key, value in pairs if value)
+        return map_options(snapshot.labels) if REMAP_IDS in self.capabilities else ()
 
 
 def options_here(root: Path, configured: Sequence[str] = ()) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ import pytest
 
 from orlop.base import errdefs
 from orlop.core.snapshots import GID_MAPPING, UID_MAPPING, Kind, Snapshot
-from orlop.plugins.snapshots.overlayfs import REMAP_IDS, Overlayfs
+from orlop.plugins.snapshots.mapping import REMAP_IDS
+from orlop.plugins.snapshots.overlayfs import Overlayfs
 
 MAPPED = {UID_MAPPING: "0:1000:65536", GID_MAPPING: "0:2000:65536"}
 
