@@ -52,6 +52,24 @@ def test_a_trial_that_was_cut_off_leaves_nothing(stage: Stage, point: str) -> No
     assert not row.problems
 
 
+def test_a_task_is_gone_that_a_supervisor_deleted_before_it_died(stage: Stage) -> None:
+    """The daemon went on to count it, so that no other of its name could be made."""
+    operation = BY_NAME["delete task"]
+    run = course(stage, operation)
+    row = crash(stage, operation, run, "shim.record.removed", "supervisor", 1)
+    assert row.outcome is not Outcome.MISSED
+    assert not row.problems
+
+
+@pytest.mark.parametrize("point", ["shim.exec.written", "shim.record.renamed"])
+def test_an_exec_is_added_wholly_or_not_at_all(stage: Stage, point: str) -> None:
+    """There was a record before there was what it is to run: the successor's could never be started."""
+    operation = BY_NAME["exec"]
+    row = crash(stage, operation, course(stage, operation), point, "supervisor", 1)
+    assert row.outcome is not Outcome.MISSED
+    assert not row.problems
+
+
 def test_every_store_is_played() -> None:
     assert {BY_NAME[name].store for name in PLAYED} == {"content", "metadata", "overlayfs", "images"}
 

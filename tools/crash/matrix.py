@@ -17,6 +17,10 @@ from tools.daemons import DaemonError
 
 DAEMON: Final = "daemon"
 HELPERS: Final = "helpers"
+SUPERVISOR: Final = "supervisor"
+BOTH: Final = "both"
+SHIM: Final = "shim."
+"""What names of points begin with that supervisors pass, or programs that are to start one."""
 BACKGROUND_S: Final = 10.0
 """How long what goes on after the answer may take to come to a point."""
 
@@ -28,6 +32,7 @@ class Outcome(StrEnum):
     BETWEEN = "a part"
     AFTER = "done"
     MISSED = "not passed"
+    NOBODY = "no victim"
     FAILED = "FAILED"
 
 
@@ -36,7 +41,7 @@ class Row:
     """One crash.
 
     Attributes:
-        victim: who was killed: `daemon` or `helpers`.
+        victim: who was killed: `daemon`, `helpers`, `supervisor` or `both` the first and the last.
         turn, turns: at which passage of how many.
         problems: what did not hold; none if all is well.
     """
@@ -83,19 +88,47 @@ def crashes(
     """Points of those wanted, victims and turns.
 
     Args:
-        every: of each point its first, second and last passage; else the second, or the only one.
+        every: of each point its first, second and last passage where who passes it is killed; else, and for other
+            victims, the second, or the only one.
     """
     for point, turns in sorted(passed.items()):
-        if point in wanted:
-            for victim in (DAEMON, HELPERS) if fnmatch(point, operation.helpers) else (DAEMON,):
-                chosen = {1, min(2, turns), turns} if every else {min(2, turns)}
-                yield from ((point, victim, turn) for turn in sorted(chosen))
+        if point not in wanted:
+            continue
+        for number, victim in enumerate(_victims(operation, point)):
+            chosen = {1, min(2, turns), turns} if every and not number else {min(2, turns)}
+            yield from ((point, victim, turn) for turn in sorted(chosen))
+
+
+def _victims(operation: Operation, point: str) -> Sequence[str]:
+    """Who passes the point, and then the others."""
+    if operation.tasks:
+        return (SUPERVISOR, DAEMON, BOTH) if point.startswith(SHIM) else (DAEMON, SUPERVISOR, BOTH)
+    return (DAEMON, HELPERS) if fnmatch(point, operation.helpers) else (DAEMON,)
+
+
+def _pids(stage: Stage, point: str, victim: str) -> Sequence[str]:
+    """The victims as the process that passes the point is to be told of them."""
+    supervised = point.startswith(SHIM)
+    supervisor = ["self"] if supervised else [str(pid) for pid in stage.supervisors()]
+    daemon = [str(stage.daemon.pid)] if supervised and stage.daemon.process is not None else ["self"]
+    match victim:
+        case "daemon":
+            return daemon
+        case "supervisor":
+            return supervisor
+        case "both":
+            return sorted([*daemon, *supervisor])  # digits before letters: who does it goes last
+        case _:
+            return ["below"]
 
 
 def crash(stage: Stage, operation: Operation, run: Course, point: str, victim: str, turn: int) -> Row:
     """Prepare, do it and be killed at the turn of a point, come back, look, do it again, look, and take it all away."""
     try:
         outcome, problems = _crash(stage, operation, run, point, victim, turn)
+        if outcome is Outcome.MISSED and not problems:
+            stage.afresh()  # who was there already was not started again
+            outcome, problems = _crash(stage, operation, run, point, victim, turn)
     except (orlop.OrlopError, DaemonError, StageError, AssertionError, OSError) as error:
         problems = [f"{type(error).__name__}: {error}"]
     if problems:
@@ -118,13 +151,16 @@ def _crash(
 ) -> tuple[Outcome, list[str]]:
     _prepare(stage, operation)
     before = None if operation.restarts else picture(stage)
-    stage.arm(point, turn, *(["below"] if victim == HELPERS else []))
+    pids = _pids(stage, point, victim)
+    if not pids:
+        return Outcome.NOBODY, _clear(stage)
+    stage.arm(point, turn, *pids)
     struck = _strike(stage, operation)
-    if victim == DAEMON:
+    if victim in (DAEMON, BOTH):
         stage.kill()
     stage.disarm()
     stage.start()
-    problems = [*settled(stage), *stage.broken()]
+    problems = [*settled(stage), *_fsck(stage), *stage.broken()]
     outcome = _outcome(before, picture(stage), run.after)
     operation.perform(stage)
     stage.later()
@@ -160,6 +196,12 @@ def _outcome(before: Picture | None, found: Picture, after: Picture) -> Outcome:
     if found == after:
         return Outcome.AFTER
     return Outcome.BEFORE if found == before else Outcome.BETWEEN
+
+
+def _fsck(stage: Stage) -> list[str]:
+    """What the daemon itself finds wrong; all content and snapshots are read."""
+    with stage.client() as client:
+        return [f"fsck: {finding}" for finding in client.fsck()]
 
 
 def _clear(stage: Stage) -> list[str]:

@@ -42,6 +42,7 @@ class Operation:
         perform: does it, or what is left of it, and promises what it was answered.
         restarts: what is done is the start of the daemon, which `prepare` has stopped.
         helpers: pattern of points at which, in further crashes, what the daemon has started is killed in its stead.
+        tasks: a supervisor takes part, and is killed too, with the daemon and alone.
         store: which one it is for.
     """
 
@@ -51,6 +52,7 @@ class Operation:
     prepare: Callable[[Stage], None] = _nothing
     restarts: bool = False
     helpers: str = ""
+    tasks: bool = False
 
 
 # -- content ----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ _LEFT_OUT: Final = frozenset({"created_at", "updated_at", "used_at", "completed_
 _INODES: Final = frozenset({"trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.uuid"})
 _TABLES: Final = ("namespaces", "images", "containers", "sandboxes", "content", "ingests", "leases", "mounts")
 
+RUNTIME_LOG: Final = "log.json"
 BUNDLES: Final = "io.containerd.runtime.v2.task"
 MOUNTS: Final = "io.containerd.mount-manager.v1.bolt/t"
 
@@ -110,20 +111,24 @@ def _problems(stage: Stage, *, empty: bool) -> Iterator[str]:
 
 
 def _strays(stage: Stage) -> Iterator[str]:
-    """Processes, mounts and cgroups that nobody answers for; where there are tasks theirs cannot be told apart here."""
-    if any((stage.daemon.state / BUNDLES).glob("*/*")):
-        return
-    found = residue.find(stage.daemon.directory)
-    for pid, command in found.processes.items():
-        if not _is_below(pid, stage.daemon.pid):
-            yield f"a process: {pid}: {command}"
+    """Processes, mounts, cgroups and files that nobody answers for."""
     with stage.database() as db:
         layers = {str(row["number"]) for row in db.execute("SELECT number FROM snapshots WHERE snapshotter = 'erofs'")}
-    home = f"{stage.daemon.root}/snapshots/erofs/mounted/"
-    for target in found.mounts:
-        if not target.startswith(home) or target.removeprefix(home) not in layers:
-            yield f"a mount: {target}"
+    known = {f"{stage.daemon.root}/snapshots/erofs/mounted/{number}" for number in layers}
+    bundles = list((stage.daemon.state / BUNDLES).glob("*/*"))
+    known.update(f"{bundle}/rootfs" for bundle in bundles)
+    found = residue.find(stage.daemon.directory)
+    yield from (f"a mount: {target}" for target in found.mounts if target not in known)
+    if bundles:
+        return  # whose processes, cgroups and files these are cannot be told here
+    supervisors = stage.supervisors()
+    for pid, command in found.processes.items():
+        if pid not in supervisors and not _is_below(pid, stage.daemon.pid):
+            yield f"a process: {pid}: {command}"
     yield from (f"a cgroup: {path}" for path in residue.cgroups() if f"/{NAMESPACE}/" in path)
+    yield from (f"a work directory: {path}" for path in (stage.daemon.root / BUNDLES).glob("*/*"))
+    left = [*(stage.daemon.state / "s").glob("*.gone/*"), *(stage.daemon.state / "s").glob("*.sandboxes/*")]
+    yield from (f"left by a supervisor: {path}" for path in left if path.name != RUNTIME_LOG)
 
 
 def tree(directory: Path) -> str:

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from tools.crash import layers, operations
+from tools.crash import layers, operations, tasks
 
-EVERY: Final = (*operations.OPERATIONS, *layers.OPERATIONS)
+EVERY: Final = (*operations.OPERATIONS, *layers.OPERATIONS, *tasks.OPERATIONS)

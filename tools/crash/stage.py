@@ -54,7 +54,11 @@ class Stage:
         self.points = directory / "points"
         self.promises: dict[str, Check] = {}
         self._stack = contextlib.ExitStack()
-        self.daemon = Orlopd(directory / "d", config=f"{CONFIG}{config}", env={failpoints.VARIABLE: str(self.points)})
+        self.daemon = Orlopd(
+            directory / "d",
+            config=f"{CONFIG}{config}",
+            env={failpoints.VARIABLE: str(self.points), "ORLOP_SHIM_LINGER": "1"},
+        )
 
     @cached_property
     def pushed(self) -> str:
@@ -71,6 +75,7 @@ class Stage:
         self.disarm()
         self._stack.close()
         self.daemon.close()
+        self.daemon.forget_cgroup(NAMESPACE)
         residue.remove(residue.find(self.directory))
         shutil.rmtree(self.directory)
 
@@ -148,6 +153,17 @@ class Stage:
     def struck(self) -> bool:
         """Whether what was armed has been done."""
         return bool(_lines(self.points / "done"))
+
+    def supervisors(self) -> list[int]:
+        """Pids of the supervisors of this daemon's namespaces."""
+        found = []
+        for name in os.listdir("/proc"):
+            with contextlib.suppress(OSError):
+                if name.isdigit():
+                    words = Path(f"/proc/{name}/cmdline").read_text().split("\0")
+                    if "orlop.cmd.shim" in words and str(self.daemon.address) in words:
+                        found.append(int(name))
+        return found
 
     # -- promises ------------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import select
-import signal
 import time
 from typing import Final
 
@@ -60,6 +58,35 @@ POINTS: Final[dict[str, str]] = {
     "unpack.job.sent": "a job, to it",
     "unpack.job.told": "a job has said how far it is",
     "unpack.job.done": "a job has said that all is done; its process may live",
+    "task.bundle.made": "a bundle's directory",
+    "task.bundle.filled": "all that is in it before a shim is asked for",
+    "task.bundle.noted": "how the shim is reached, or something else that the next daemon reads",
+    "task.bundle.hidden": "a bundle or work directory, out of sight, to be removed",
+    "task.bundle.removed": "one that was hidden",
+    "task.shim.spawned": "a shim's program, told to start a shim or to clean up after one",
+    "task.shim.answered": "a shim's program has ended well",
+    "task.shim.called": "a shim has answered a call; its caller has not been",
+    "shim.launch.bound": "the socket of a supervisor that is to be started",
+    "shim.launch.spawned": "a supervisor",
+    "shim.launch.noted": "its address, in the bundle",
+    "shim.choice.tried": "a container by which an OCI runtime is tried runs",
+    "shim.choice.written": "which OCI runtime is taken",
+    "shim.record.written": "the record of a process, beside the one before",
+    "shim.record.renamed": "the record of a process, in place",
+    "shim.record.removed": "the record of a process",
+    "shim.process.spawned": "an OCI runtime or a keeper",
+    "shim.rootfs.mounted": "a container's root file system",
+    "shim.rootfs.unmounted": "a container's root file system",
+    "shim.create.made": "a container; its record says that it is being made",
+    "shim.start.started": "a container's process; its record says that it is to be started",
+    "shim.exec.written": "what an exec is to run",
+    "shim.exec.started": "an exec's process; its record says that it is to be started",
+    "shim.kill.signalled": "a signal, to a process",
+    "shim.delete.removed": "a container, by the OCI runtime; its tombstone is there",
+    "shim.delete.forgotten": "the tombstone of a container",
+    "shim.sandbox.written": "the record of a sandbox, beside the one before",
+    "shim.sandbox.renamed": "the record of a sandbox, in place",
+    "shim.sandbox.removed": "the record of a sandbox",
     "overlayfs.probe.mounted": "an overlay by which the kernel is tried at the start",
     "erofs.probe.mounted": "an EROFS image and an overlay over it, by which the kernel is tried at the start",
     "trash.take.renamed": "what is deleted, into the trash; its transaction is not committed",
@@ -105,7 +132,7 @@ def _passed(directory_fd: int, name: str) -> None:
         elif victim != "self":
             _kill(int(victim))
     if not victims or "self" in victims:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), 9)
 
 
 def _turn(directory_fd: int, name: str) -> tuple[str, list[str]] | None:
@@ -148,6 +175,9 @@ def _armed(directory_fd: int) -> list[str]:
 
 
 def _kill(pid: int) -> None:
+    import select
+    import signal  # late: its enums take milliseconds, and a shim's program is started for each container
+
     with contextlib.suppress(ProcessLookupError):
         pid_fd = os.pidfd_open(pid)
         try:

@@ -20,6 +20,7 @@ import select
 import sys
 import time
 
+from orlop.base import failpoints
 from orlop.shim.paths import LOG_LIMIT, Place, state_directory
 from orlop.shim.startup import Startup, parse
 
@@ -115,6 +116,7 @@ def _start(arguments: Arguments) -> int:
     _ensure(place, arguments, bundle, startup)
     with open(os.path.join(bundle, "address"), "w", encoding="utf-8") as file:
         file.write(place.url)
+    failpoints.reach("shim.launch.noted")
     sys.stdout.write(_answer(place))
     sys.stdout.flush()
     return 0
@@ -171,6 +173,7 @@ def _launch(place: Place, arguments: Arguments, bundle: str, lock: int, startup:
     os.fchmod(listener.fileno(), 0o600)
     listener.bind(place.socket)
     listener.listen(_BACKLOG)
+    failpoints.reach("shim.launch.bound")
     log = _open_log(place.log)
     argv = [sys.executable, *_interpreter_options(), "-m", "orlop.cmd.shim", "-namespace", place.namespace]
     argv += ["-address", place.address, "-id", arguments.id, "-bundle", bundle]
@@ -188,6 +191,7 @@ def _launch(place: Place, arguments: Arguments, bundle: str, lock: int, startup:
         setsigmask=(),
         setsigdef=[signum for signum in range(1, 65) if signum not in _NOT_TO_BE_SET],
     )
+    failpoints.reach("shim.launch.spawned")
     _adjust(pid)
     if place.cgroup:
         _join_cgroup(pid, place.cgroup, must=bool(startup.shim_cgroup))

@@ -15,6 +15,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Final
 
+from orlop.base import failpoints
 from orlop.base.errdefs import NotFoundError, OrlopError
 from orlop.shim import elf
 from orlop.shim.options import Options
@@ -111,6 +112,7 @@ class Chooser:
             with self._reaper.expecting():
                 await runtime.create(name, bundle=bundle, pid_file=pid_file, stdio=Stdio())
                 await runtime.start(name, bundle=bundle)
+            failpoints.reach("shim.choice.tried")
         except (OSError, OrlopError) as error:
             return getattr(error, "reason", "") or str(error)
         finally:
@@ -137,6 +139,7 @@ class Chooser:
             with open(beside, "w", encoding="utf-8") as file:
                 json.dump(document, file)
             os.rename(beside, self._file)
+            failpoints.reach("shim.choice.written")
         except OSError as error:
             _log.warning("choice of the OCI runtime not written: %s", error)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from orlop.base import failpoints
 from orlop.base.errdefs import FailedPreconditionError, NotFoundError
 from orlop.base.phases import clock
 from orlop.linux import pidfd
@@ -141,6 +142,7 @@ class Process:
                 os.kill(self.pid, signum)
         except ProcessLookupError as error:
             raise NotFoundError("process already finished") from error
+        failpoints.reach("shim.kill.signalled")
 
     def resize(self, width: int, height: int) -> None:
         """Tell a terminal its size; without a terminal nothing happens."""

@@ -15,6 +15,8 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Self
 
+from orlop.base import failpoints
+
 VERSION: Final = 1
 DIRECTORY: Final = "orlop"
 _SIZE_LIMIT = 1 << 20
@@ -111,12 +113,14 @@ def write_file(place: str, record: Record) -> None:
     try:
         while data:  # a disk that is nearly full takes a part of it, and says so at the next
             data = data[os.write(fd, data) :]
+        failpoints.reach("shim.record.written")
         os.rename(beside, place)
     except OSError:
         os.unlink(beside)
         raise
     finally:
         os.close(fd)
+    failpoints.reach("shim.record.renamed")
 
 
 def bury(bundle: str, record: Record, place: str) -> None:
@@ -148,6 +152,7 @@ def remove(bundle: str, exec_id: str) -> None:
     """Forget a process; one that has no record is success."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path(bundle, exec_id))
+        failpoints.reach("shim.record.removed")
 
 
 def read_all(bundle: str, boot: str) -> list[Record]:

@@ -3,6 +3,7 @@
 import logging
 import os
 
+from orlop.base import failpoints
 from orlop.base.errdefs import FailedPreconditionError
 from orlop.core.mount.perform import unmount, unmount_all
 from orlop.linux.mount import mountinfo
@@ -23,6 +24,7 @@ def unmount_tree(rootfs: str) -> None:
         return
     try:
         unmount_all(rootfs)
+        failpoints.reach("shim.rootfs.unmounted")
         return
     except FailedPreconditionError:
         pass  # busy: mounts lie below it, or somebody is in it

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Final
 
 from orlop.api.runtime.sandbox.v1 import sandbox_pb2 as pb
-from orlop.base import identifiers
+from orlop.base import failpoints, identifiers
 from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, NotFoundError, OrlopError
 from orlop.base.rpc import Call
 from orlop.shim.paths import Place
@@ -121,6 +121,7 @@ class Sandboxes:
         """Forget it; one that is not there is fine. Whoever waits is told that it has ended."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self._directory}/{sandbox_id}")
+            failpoints.reach("shim.sandbox.removed")
         record = self._records.pop(sandbox_id, None)
         if record is not None:
             end = self._ends.pop(sandbox_id)
@@ -157,7 +158,9 @@ class Sandboxes:
             os.write(fd, json.dumps(asdict(record)).encode())
         finally:
             os.close(fd)
+        failpoints.reach("shim.sandbox.written")
         os.rename(f"{self._directory}/.{record.id}", place)
+        failpoints.reach("shim.sandbox.renamed")
         self._keep(record)
         return record
 

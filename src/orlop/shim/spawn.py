@@ -11,6 +11,8 @@ import resource
 import subprocess
 from collections.abc import Mapping, Sequence
 
+from orlop.base import failpoints
+
 DEVNULL = subprocess.DEVNULL
 
 # Soft limit of open files as this process was given it, once it has been raised; children get it back.
@@ -67,6 +69,7 @@ def spawn(
         cwd=cwd,
         executable=executable,
     )
+    failpoints.reach("shim.process.spawned")
     if _inherited_limit:
         with contextlib.suppress(OSError):  # it may have ended already
             resource.prlimit(child.pid, resource.RLIMIT_NOFILE, _inherited_limit[0])

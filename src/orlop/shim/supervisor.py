@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from orlop.api.events import task_pb2 as events_pb2
 from orlop.api.runtime.task.v2 import shim_pb2 as v2_pb2
 from orlop.api.runtime.task.v3 import shim_pb2 as v3_pb2
-from orlop.base import errdefs, rpc
+from orlop.base import errdefs, failpoints, rpc
 from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError
 from orlop.linux import prctl
 from orlop.shim import adoption, events, records, spawn
@@ -216,8 +216,10 @@ class Supervisor:
         except OrlopError as error:
             _log.error("removal of %s: %s", record.container, error)
             return
+        failpoints.reach("shim.delete.removed")
         with contextlib.suppress(OSError):
             os.unlink(f"{self._place.gone}/{record.container}")
+        failpoints.reach("shim.delete.forgotten")
 
     async def _removed(self, container: str) -> None:
         """Wait until nothing is left of an earlier container of that id; what could not be removed is tried again."""

@@ -24,7 +24,7 @@ from google.protobuf.message import Message
 
 from orlop.api.events import task_pb2 as events_pb2
 from orlop.api.types.runc.options import oci_pb2
-from orlop.base import json_text
+from orlop.base import failpoints, json_text
 from orlop.base.errdefs import (
     AlreadyExistsError,
     DeadlineExceededError,
@@ -190,6 +190,7 @@ class Task:
         else:
             await asyncio.get_running_loop().run_in_executor(None, mount_all, mounts, self.rootfs)
         undo.push_async_callback(self._unmount)
+        failpoints.reach("shim.rootfs.mounted")
 
     async def _unmount(self) -> None:
         # In a worker thread: unmounting an overlay may write back a whole file system.
@@ -211,6 +212,7 @@ class Task:
                 no_pivot=request.options.no_pivot,
                 no_new_keyring=request.options.no_new_keyring,
             )
+        failpoints.reach("shim.create.made")
         with self.phases()("record"):
             io.started()
             pid = read_pid_file(pid_file)
@@ -263,6 +265,7 @@ class Task:
                 else:
                     with self.phases()(f"{self.runtime.name} start"):
                         await self.runtime.start(self.container, bundle=self.bundle)
+                    failpoints.reach("shim.start.started")
                     init.set_status(RUNNING)
                 init.running_since_ns = clock()
                 self.publish_start()
@@ -305,6 +308,7 @@ class Task:
                 stdio=io.child,
                 console_socket=io.console_socket.path if io.console_socket else "",
             )
+        failpoints.reach("shim.exec.started")
         with phases("record"):
             io.started()
             pid = read_pid_file(pid_file)
@@ -360,9 +364,10 @@ class Task:
         )
         self.shop.recent.begin((self.container, exec_id))
         process = Process(self.bundle, record)
-        process.save()
         process.process_file = f"{self.bundle}/{records.DIRECTORY}/process-{exec_id}.json"
         _write_private(process.process_file, document)
+        failpoints.reach("shim.exec.written")
+        process.save()  # last: a successor takes up what has a record
         self.execs[exec_id] = process
         self._publish(events.EXEC_ADDED, events_pb2.TaskExecAdded(container_id=self.container, exec_id=exec_id))
 

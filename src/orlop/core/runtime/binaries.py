@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from orlop.api.runtime.task.v2 import shim_pb2
 from orlop.api.types import introspection_pb2
+from orlop.base import failpoints
 from orlop.base.errdefs import (
     DeadlineExceededError,
     InternalError,
@@ -215,6 +216,7 @@ async def _answer(
         )
     except OSError as error:
         raise UnknownError(f"{what}: {error.strerror}") from error
+    failpoints.reach("task.shim.spawned")
     try:
         async with asyncio.timeout(timeout_s):
             output, errors = await _exchange(process, stdin)
@@ -228,6 +230,7 @@ async def _answer(
     if process.returncode != 0:
         words = (errors + output).decode(errors="replace").strip()[-2000:]
         raise InternalError(f"{what}: exit status {process.returncode}: {words or 'no output'}")
+    failpoints.reach("task.shim.answered")
     return output
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from orlop.base import identifiers, json_text
+from orlop.base import failpoints, identifiers, json_text
 from orlop.base.errdefs import InternalError, InvalidArgumentError, UnknownError
 from orlop.core import trees
 from orlop.core.mount import disk
@@ -114,6 +114,7 @@ class Bundle:
         scratch = self.path / f".{name}"
         scratch.write_bytes(data)
         scratch.replace(self.path / name)
+        failpoints.reach("task.bundle.noted")
 
     def bootstrap(self) -> Bootstrap | None:
         """How to reach the shim, or None when the bundle does not say (its start was cut short)."""
@@ -205,6 +206,7 @@ class Bundles:
                 _remove(work)
             with contextlib.ExitStack() as undo:
                 bundle.path.mkdir(mode=0o700)
+                failpoints.reach("task.bundle.made")
                 undo.callback(_remove, bundle.path)
                 if spec_type.startswith(SPEC_TYPE_PREFIX):
                     _open_to_mapped_root(bundle.path, spec, task_id)
@@ -214,6 +216,7 @@ class Bundles:
                 bundle.work.symlink_to(work)
                 if spec:
                     (bundle.path / "config.json").write_bytes(spec)
+                failpoints.reach("task.bundle.filled")
                 undo.pop_all()
         except OSError as error:
             what = f'task "{task_id}": create bundle {bundle.path}'
@@ -246,6 +249,7 @@ def remove_hidden(hidden: Iterable[Path]) -> None:
     for path in hidden:
         try:
             trees.remove(path)
+            failpoints.reach("task.bundle.removed")
         except OSError as error:
             log.warning("hidden bundle is left", extra={"path": str(path), "error": str(error)})
 
@@ -268,6 +272,7 @@ def _hide(path: Path) -> list[Path]:
             raise
         trees.remove(hidden)  # an earlier daemon's
         path.rename(hidden)
+    failpoints.reach("task.bundle.hidden")
     return [hidden]
 
 

@@ -133,6 +133,8 @@ class TaskManager:
             OrlopError: what the shim or the OCI runtime said.
         """
         key = (namespace, task_id)
+        if key in self._tasks:
+            await self._forget_if_gone(self._tasks[key])
         if key in self._tasks or key in self._creating:
             raise AlreadyExistsError(f"task {task_id}")
         binary = self._shims.resolve(options.runtime)
@@ -192,6 +194,8 @@ class TaskManager:
                     await self._forget(task)
                     raise
                 except OrlopError as error:
+                    if isinstance(error, UnavailableError):
+                        await self._forget_if_deleted(task)
                     raise from_status(error.code, f"failed to delete task: {error}") from error
                 with phases("bundle"):
                     await self._forget(task)
@@ -332,6 +336,24 @@ class TaskManager:
         task.shim.tasks.pop(task.id, None)
         await self._let_go(task.shim, task.bundle)
         await self._discard(task.bundle)
+
+    async def _forget_if_gone(self, task: Task) -> None:
+        """Who asked for a deletion may have been cut off before it was heard that it is done."""
+        if not task.lock.locked():
+            async with task.lock:
+                await self._forget_if_deleted(task)
+
+    async def _forget_if_deleted(self, task: Task) -> None:
+        """A supervisor of ours may delete a task and die before it says so; its successor knows nothing of it."""
+        if not task.shim.groups or self._tasks.get((task.namespace, task.id)) is not task:
+            return
+        try:
+            await task.state()
+        except NotFoundError:
+            log.info("task was deleted by its late supervisor", extra={"namespace": task.namespace, "id": task.id})
+            await self._forget(task)
+        except OrlopError:
+            return  # nobody can tell: it counts as there
 
     async def _let_go(self, shim: Shim, bundle: Bundle) -> None:
         """A foreign shim ends with its last task, but for a sandbox's, which ends with the sandbox."""

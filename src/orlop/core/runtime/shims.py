@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from google.protobuf.message import Message
 
 from orlop import ttrpc
-from orlop.base import trace
+from orlop.base import failpoints, trace
 from orlop.base.errdefs import DeadlineExceededError, OrlopError, UnavailableError, UnimplementedError, from_status
 from orlop.core.runtime.binaries import ShimBinary
 from orlop.core.runtime.bundle import Bootstrap, Bundle
@@ -134,6 +134,7 @@ class Shim:
         finally:
             if self._record is not None:
                 self._record("shim", method, start, trace.clock())
+        failpoints.reach("task.shim.called")
         return reply.FromString(payload)
 
     def _translate(self, error: ttrpc.TtrpcError, method: str) -> OrlopError:
