@@ -162,8 +162,8 @@ def test_the_default_seccomp_profile_holds(ctr: Ctr, busybox_image: Image) -> No
 
 
 def test_what_the_flags_put_into_the_spec(ctr: Ctr, busybox_image: Image, tmp_path: Path) -> None:
-    classes = tmp_path / "classes.json"
-    classes.write_text('{"Classes": {"slow": [{"Weight": 50}]}}')
+    classes = tmp_path / "classes.yaml"
+    classes.write_text("Classes:\n  slow:\n  - Weight: 50\n")
     flags = ("--cpu-burst", "1000", "--blockio-config-file", str(classes), "--blockio-class", "slow")
     spec = _spec(ctr, busybox_image, *flags, "--seccomp", "--hostname", "box", "--rdt-class", "gold")
     resources = spec["linux"]["resources"]

@@ -1,18 +1,21 @@
 """Classes of block I/O: names for limits and weights of devices, out of a file.
 
-    {"Classes": {"slow": [{"Weight": 50}, {"Devices": ["/dev/vd*"], "ThrottleReadBps": "10M"}]}}
+    Classes:
+      slow:
+      - Weight: 50
+      - {Devices: ["/dev/vd*"], ThrottleReadBps: 10M}
 
-Source: pkg/blockio of intel/goresctrl, which containerd uses. It reads YAML, of which JSON is a part; we read JSON.
+Source: pkg/blockio of intel/goresctrl, which containerd uses.
 """
 
 import glob
-import json
 import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from orlop.base import yaml_text
 from orlop.base.errdefs import InvalidArgumentError, NotFoundError
 from orlop.oci.spec import BlockIO, ThrottleDevice, WeightDevice
 
@@ -33,17 +36,15 @@ def load(path: str) -> Classes:
 
     Raises:
         NotFoundError: there is no such file.
-        InvalidArgumentError: it is not JSON of that form.
+        InvalidArgumentError: it is not YAML, or JSON, of that form.
     """
     try:
         with open(path, "rb") as file:
-            value = json.load(file)
+            value = yaml_text.loads(file.read())
     except OSError as error:
         raise NotFoundError(f"blockio-config-file error: {path}: {(error.strerror or '').lower()}") from error
     except ValueError as error:
-        raise InvalidArgumentError(
-            f"blockio-config-file error: {path} is no JSON: {error}", hint="write the classes as JSON; YAML is not read"
-        ) from error
+        raise InvalidArgumentError(f"blockio-config-file error: {path} is no YAML: {error}") from error
     classes = value.get("Classes") if isinstance(value, dict) else None
     if not isinstance(classes, dict) or not all(
         isinstance(one, list) and all(isinstance(part, dict) for part in one) for one in classes.values()

@@ -1,19 +1,24 @@
 """Devices by name, such as `vendor.com/net=nic0`: the Container Device Interface.
 
 A vendor's file says what a device of that name changes in a container: device nodes, mounts, environment, hooks. Files
-are those of the format's JSON spelling in `/etc/cdi` and `/var/run/cdi`; of two that define the same device the latter
-directory's counts, and two in one directory cancel each other out. Files in YAML are not read.
+are those called `.json` and `.yaml` in `/etc/cdi` and `/var/run/cdi`; of two that define the same device the latter
+directory's counts, and two in one directory cancel each other out, whatever the latter says.
 
-Source: SPEC.md and pkg/cdi of the Container Device Interface, version 1.0.
+Source: SPEC.md, pkg/cdi/spec-dirs.go and cache.go of the Container Device Interface, version 1.0; sigs.k8s.io/yaml for
+what YAML means.
 """
 
+import json
 import os
 import stat
+import types
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 from msgspec import Struct, field
+from msgspec.structs import fields
 
+from orlop.base import yaml_text
 from orlop.base.errdefs import InvalidArgumentError, NotFoundError, OrlopError
 from orlop.oci.spec import Device, DeviceCgroup, Hook, Hooks, IntelRdt, Linux, Mount, Process, Resources, Spec, User
 from orlop.oci.spec import decode_part as decode
@@ -96,7 +101,7 @@ def inject(spec: Spec, names: Sequence[str], directories: Sequence[str] = DIRECT
     known, unread = _devices(directories)
     missing = [name for name in names if known.get(name) is None]
     if missing:
-        hint = f"not read, for they are YAML: {', '.join(unread)}" if unread else None
+        hint = f"passed over: {'; '.join(unread)}" if unread else None
         raise NotFoundError(f"CDI device injection failed: unresolvable CDI devices {', '.join(missing)}", hint=hint)
     done: set[str] = set()
     for name in names:
@@ -113,7 +118,7 @@ _Known = dict[str, tuple[str, _File, _Device] | None]
 
 
 def _devices(directories: Sequence[str]) -> tuple[_Known, list[str]]:
-    """Devices by full name, None for one that is defined twice; and the files that were not read."""
+    """Devices by full name, None for one that is defined twice; and why files were passed over."""
     known: _Known = {}
     unread = []
     for directory in directories:
@@ -124,20 +129,52 @@ def _devices(directories: Sequence[str]) -> tuple[_Known, list[str]]:
             continue
         for entry in entries:
             path = os.path.join(directory, entry)
-            if entry.endswith((".yaml", ".yml")):
-                unread.append(path)
-            if not entry.endswith(".json"):
+            if not entry.endswith((".json", ".yaml")):
                 continue
             try:
                 with open(path, "rb") as source:
-                    file = decode(source.read(), _File, what=path)
-            except (OSError, OrlopError):
-                continue  # one vendor's broken file must not take another's devices away
+                    file = _read(source.read(), path)
+            except OSError as error:  # one vendor's broken file must not take another's devices away
+                unread.append(f"{path}: {(error.strerror or '').lower()}")
+                continue
+            except OrlopError as error:
+                unread.append(error.text)
+                continue
             for device in file.devices:
                 name = f"{file.kind}={device.name}"
                 here[name] = None if name in here else (path, file, device)
+        twice = {name for name, found in known.items() if found is None}
         known |= here
+        known |= dict.fromkeys(twice)
     return known, unread
+
+
+def _read(data: bytes, path: str) -> _File:
+    """A file in its own spelling. Raises InvalidArgumentError."""
+    if path.endswith(".json"):
+        return decode(data, _File, what=path)
+    try:
+        value = _textual(yaml_text.loads(data), _File)
+    except ValueError as error:
+        raise InvalidArgumentError(f"{path}: {error}") from error
+    return decode(json.dumps(value).encode(), _File, what=path)
+
+
+def _textual(value: Any, kind: Any) -> Any:
+    """YAML's value with a text wherever `kind` wants one: `cdiVersion: 0.6` and `name: 0` are written so."""
+    # Any: what YAML has, and types as the typing module describes them.
+    if kind is str and isinstance(value, (bool, int, float)):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    if get_origin(kind) in (Union, types.UnionType):
+        [kind] = [one for one in get_args(kind) if one is not type(None)]
+    if get_origin(kind) is list and isinstance(value, list):
+        [item] = get_args(kind)
+        return [_textual(one, item) for one in value]
+    if isinstance(kind, type) and issubclass(kind, Struct) and isinstance(value, dict):
+        wanted = get_type_hints(kind)
+        named = {one.encode_name: wanted[one.name] for one in fields(kind)}
+        return {name: _textual(one, named[name]) if name in named else one for name, one in value.items()}
+    return value
 
 
 def _edit(spec: Spec, edits: _Edits, path: str) -> None:

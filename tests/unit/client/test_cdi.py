@@ -96,11 +96,61 @@ def test_the_later_directory_counts(directories: list[str]) -> None:
 def test_what_is_not_there_or_there_twice_is_named(directories: list[str]) -> None:
     (Path(directories[0]) / "again.json").write_text(json.dumps(FILE | {"devices": FILE["devices"][1:]}))
     (Path(directories[0]) / "gpu.yaml").write_text("kind: gpu")
+    (Path(directories[0]) / "tabs.yaml").write_text("kind:\n\t- gpu")
+    (Path(directories[0]) / "other.yml").write_text("cdiVersion: 0.6.0\nkind: other.com/x\ndevices: [{name: y}]\n")
+    # What lies in the latter directory does not help a device that is there twice before.
+    (Path(directories[1]) / "late.json").write_text(json.dumps(FILE | {"devices": FILE["devices"][1:]}))
     with pytest.raises(
         NotFoundError, match=r"unresolvable CDI devices vendor[.]com/net=nic9, other[.]com/x=y"
     ) as caught:
         made(directories, "vendor.com/net=nic0", "vendor.com/net=nic9", "other.com/x=y")
-    assert "gpu.yaml" in (caught.value.hint or "")
+    hint = caught.value.hint or ""
+    assert "gpu.yaml: object missing required field `cdiVersion`" in hint.lower() or "gpu.yaml" in hint
+    assert "tabs.yaml: while scanning" in hint
+    assert "other.yml" not in hint
+
+
+YAML = """\
+---
+cdiVersion: 0.6   # as generators without quotes write it
+kind: vendor.com/gpu
+containerEdits:
+  env: [VISIBLE=void, 7]
+devices:
+- name: 0
+  containerEdits:
+    deviceNodes:
+    - {path: /dev/gpu0, hostPath: /dev/null, fileMode: 0660, major: 0x1, minor: 3, type: c}
+    mounts:
+    - hostPath: /usr/lib/libgpu.so
+      containerPath: /usr/lib/libgpu.so
+      options: [ro, nosuid, nodev, bind]
+    hooks:
+    - {hookName: createContainer, path: /usr/bin/hook, args: [hook, update, "1", 2], timeout: 5}
+- name: all
+  containerEdits: {additionalGids: [44]}
+"""
+
+
+def test_yaml_says_what_json_says(directories: list[str]) -> None:
+    (Path(directories[1]) / "gpu.yaml").write_text(YAML)
+    spec = made(directories, "vendor.com/gpu=0", "vendor.com/gpu=all", "vendor.com/net=nic9")
+    assert spec.process is not None
+    assert spec.linux is not None
+    assert spec.hooks is not None
+    assert spec.process.env == ["OTHER=2", "VISIBLE=void", "7", "PATH=/vendor", "ONCE=1", "NINE=1"]
+    device = spec.linux.devices[-1]
+    assert (device.path, device.major, device.minor, device.file_mode) == ("/dev/gpu0", 1, 3, 0o660)
+    assert spec.mounts[-1].options == ["ro", "nosuid", "nodev", "bind"]
+    assert spec.hooks.create_container[0].args == ["hook", "update", "1", "2"]
+    assert spec.process.user is not None
+    assert spec.process.user.additional_gids == [44]
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.system [true]", "[" * 3000, "&a [*a]", "- 1", "\x00"])
+def test_what_is_no_file_of_devices_is_passed_over(directories: list[str], text: str) -> None:
+    (Path(directories[0]) / "odd.yaml").write_text(text)
+    assert made(directories, "vendor.com/net=nic9").linux is not None
 
 
 @pytest.mark.parametrize(
