@@ -4,13 +4,16 @@ import contextlib
 import json
 import os
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.empty_pb2 import Empty
 
+import orlop
 from orlop import ttrpc
 from orlop.api.services.containers.v1 import containers_pb2
 from orlop.api.services.diff.v1 import diff_pb2
@@ -20,9 +23,12 @@ from orlop.api.services.namespaces.v1 import namespaces_pb2
 from orlop.api.services.snapshots.v1 import snapshots_pb2
 from orlop.api.services.tasks.v1 import tasks_pb2
 from orlop.api.types.mount_pb2 import Mount
+from orlop.client.io import Capture, NullIO
 from orlop.client.spec import default_spec
 from orlop.oci import spec as oci
 from orlop.ttrpc.client import Client
+from tools import host
+from tools.daemons import program
 
 pytestmark = pytest.mark.root
 
@@ -324,6 +330,65 @@ def test_fifos_of_others_and_links_are_refused(place, caller):
             assert f"role run: {name}: must be a FIFO below {fifos}" in text
     create = tasks_pb2.CreateTaskRequest(container_id="none", stdout=str(inside / "good"))
     assert "role run: rootfs: " in denied(own, "tasks.v1.Tasks/Create", create, tasks_pb2.CreateTaskResponse)
+
+
+@pytest.fixture
+def foreign(new_orlopd, short_directory):
+    """A daemon whose `run` socket allows a runtime that Debian's shim serves."""
+    if reason := host.lacks_peer("containerd-shim-runc-v2"):
+        pytest.skip(reason)
+    directory = Path(tempfile.mkdtemp(prefix="f.", dir=short_directory))
+    shim = program("containerd-shim-runc-v2")
+    config = f"""
+[runtimes]
+"foreign.v1" = "{shim}"
+[sockets.run]
+address = "{directory}/run.sock"
+namespace = "{NAMESPACE}"
+role = "run"
+fifo_directory = "{directory}/fifo"
+runtimes = ["foreign.v1"]
+"""
+    return new_orlopd(config=config), directory
+
+
+def test_a_foreign_shim_is_given_no_paths_of_tenants(foreign, busybox_image):
+    """It would open them with root's rights, wherever they lead by then; through root's socket it is given them."""
+    daemon, directory = foreign
+    fifo = directory / "fifo" / "out"
+    os.mkfifo(fifo)
+    with orlop.Client(f"{directory}/run.sock", NAMESPACE, timeout_s=60) as client:
+        with open(busybox_image.archive, "rb") as opened:
+            [image] = client.import_(opened)
+        options = orlop.SpecOptions(args=("sleep", "1000"))
+        with client.new_container("c", image.name, options, runtime="foreign.v1") as container:
+            rootfs = [
+                Mount(type=m.type, source=m.source, target=m.target, options=m.options) for m in container.mounts()
+            ]
+            with contextlib.closing(Caller(f"{directory}/run.sock", "ttrpc")) as own:
+                for name in ("stdin", "stdout", "stderr"):
+                    create = tasks_pb2.CreateTaskRequest(container_id="c", rootfs=rootfs)
+                    setattr(create, name, str(fifo))
+                    text = denied(own, "tasks.v1.Tasks/Create", create, tasks_pb2.CreateTaskResponse)
+                    assert f"role run: {name}: the shim of this runtime opens it by its path" in text
+                with container.new_task(NullIO()) as task:
+                    task.start()
+                    spec = container.exec_spec(("true",))
+                    execute = tasks_pb2.ExecProcessRequest(container_id="c", exec_id="e", stdout=str(fifo))
+                    execute.spec.type_url, execute.spec.value = oci.PROCESS_TYPE_URL, spec
+                    text = denied(own, "tasks.v1.Tasks/Exec", execute, Empty)
+                    assert "role run: stdout: the shim of this runtime opens it by its path" in text
+                    with task.exec("e", spec, io=NullIO()) as process:
+                        process.start()
+                        assert process.wait().code == 0
+                    task.kill("SIGKILL")
+                    task.wait()
+            roots = orlop.Client(str(daemon.address), NAMESPACE, timeout_s=60)
+            output = Capture(directory=str(directory))
+            with roots, roots.containers.get("c").new_task(output) as task:
+                task.kill("SIGKILL")
+                task.wait()
+        image.delete(synchronous=True)
 
 
 def test_an_update_is_judged_like_a_creation(caller):

@@ -41,6 +41,8 @@ def tenant(role):
         fifo_directory="/nowhere",
         containers=nothing,
         snapshots=nothing,
+        shims=nothing,
+        tasks=nothing,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from orlop.base import namespaces
 from orlop.base.errdefs import InvalidArgumentError, OrlopError, UnavailableError
-from orlop.core.kinds import METADATA, SNAPSHOTS
+from orlop.core.kinds import METADATA, RUNTIME, SHIM, SNAPSHOTS
 from orlop.core.metadata.containers import ContainerStore
 from orlop.server.config import BoundSocket, Config
 from orlop.server.graph import Graph
@@ -44,6 +44,8 @@ def tenant(name: str, socket: BoundSocket, config: Config, graph: Graph) -> Tena
         fifo_directory=directory,
         containers=ContainerStore(graph.get(METADATA)),
         snapshots=graph.get(SNAPSHOTS),
+        shims=graph.get(SHIM),
+        tasks=graph.get(RUNTIME),
     )
 
 

@@ -17,6 +17,8 @@ from orlop.base.quoting import quote
 from orlop.base.rpc import Call
 from orlop.core.metadata.containers import ContainerStore
 from orlop.core.mount import Mount
+from orlop.core.runtime.manager import TaskManager
+from orlop.core.runtime.shim_manager import ShimManager
 from orlop.core.snapshots.stores import Stores
 from orlop.server.roles import spec
 from orlop.server.roles.spec import refuse
@@ -25,6 +27,8 @@ from orlop.server.roles.spec import refuse
 REMEMBERED: Final = 4096
 SNAPSHOT_LABELS: Final = ("containerd.io/gc.", "containerd.io/snapshot.ref")
 CONTAINER_LABELS: Final = ("containerd.io/gc.",)
+
+STREAMS: Final = ("stdin", "stdout", "stderr")
 
 Mounts = tuple[Mount, ...]
 
@@ -52,6 +56,8 @@ class Tenant:
     fifo_directory: str
     containers: ContainerStore
     snapshots: Stores
+    shims: ShimManager
+    tasks: TaskManager
     _handed: OrderedDict[Mounts, tuple[str, str]] = field(default_factory=OrderedDict)
 
     # -- namespaces, events, introspection ---------------------------------------------------------------------------
@@ -142,16 +148,26 @@ class Tenant:
         if container.sandbox:
             refuse("container.sandbox", "this field is not allowed")
         spec.check_spec(Packed.FromString(container.spec or b"").value, self.namespace, container.id)
+        try:
+            ours = self.shims.resolve(container.runtime.name).groups
+        except OrlopError:
+            return  # there is no such shim, as the handler says
+        _to_ours(request, ours=ours)
 
     async def execute(self, _call: Call, request: Any) -> None:
         spec.check_process(request.spec.value)
         await self._streams(request)
+        try:
+            task = self.tasks.get(self.namespace, request.container_id)
+        except NotFoundError:
+            return  # the handler says so
+        _to_ours(request, ours=task.shim.groups)
 
     def update_task(self, _call: Call, request: Any) -> None:
         spec.check_resources(request.resources.value)
 
     async def _streams(self, request: Any) -> None:
-        for name in ("stdin", "stdout", "stderr"):
+        for name in STREAMS:
             path = getattr(request, name)
             if path:
                 await self._fifo(path, name)
@@ -201,6 +217,17 @@ def _registry(value: bytes, where: str) -> None:
 def _no_options(options: bytes) -> None:
     if options:
         refuse("options", "options are not allowed")
+
+
+def _to_ours(request: Any, *, ours: bool) -> None:
+    """Streams go to our supervisor only, which sees what it opens.
+
+    Other shims open the path with root's rights and follow what it leads to by then, also where that is no FIFO, and
+    make what is not there. Whoever owns the directory could have them write anywhere.
+    """
+    for name in STREAMS:
+        if getattr(request, name) and not ours:
+            refuse(name, "the shim of this runtime opens it by its path; without streams it is allowed")
 
 
 def _labels(labels: Mapping[str, str], where: str, *, only: Sequence[str]) -> None:
