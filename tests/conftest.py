@@ -54,8 +54,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 # -- nothing is left behind ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _run() -> Iterator[residue.Run]:
+    with residue.Run() as run:
+        yield run
+
+
 @pytest.fixture(autouse=True)
-def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+def _leaves_nothing(request: pytest.FixtureRequest, _run: residue.Run) -> Iterator[None]:
     """After each test: no descriptor, thread or child of this process more than before; after a root test also no
     mount, process, loop device or cgroup. What is found is taken away, so that the next test starts clean."""
     marked = request.node.get_closest_marker("root") is not None
@@ -72,7 +78,7 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     left = [thread for thread in set(threading.enumerate()) - threads if not thread.daemon]
     problems += [f"thread {thread.name}" for thread in left]
     if directory is not None:
-        found = residue.settle(directory, cgroups_before=None if opens else cgroups)
+        found = residue.settle(directory, cgroups_before=None if opens else cgroups, alone=_run.alone())
         if found:
             residue.remove(found)
             problems.append(str(found))
@@ -81,7 +87,9 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _session_leaves_nothing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _session_leaves_nothing(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, _run: residue.Run
+) -> Iterator[None]:
     """At the very end: nothing below the session's directory is mounted, running or attached.
 
     What is, is taken away before pytest removes the directory: it must never follow a mount out of it. A session
@@ -91,7 +99,7 @@ def _session_leaves_nothing(request: pytest.FixtureRequest, tmp_path_factory: py
     rooted = any(item.get_closest_marker("root") is not None for item in request.session.items)
     before = residue.cgroups() if rooted and host.forbids_root_tests() is None else None
     yield
-    found = residue.settle(base, cgroups_before=before)
+    found = residue.settle(base, cgroups_before=before, alone=_run.alone())
     if found:
         residue.remove(found)
         pytest.fail(f"the session left behind:\n{found}", pytrace=False)

@@ -1,20 +1,23 @@
 """Find, and take away, what daemons leave on a host: mounts, processes, cgroups, loop devices.
 
-Everything is attributed to a directory: a process by its command line, its directories or the mounts of its own mount
-namespace, a mount by its target, a loop device by its file. So two runs on one host do not blame each other. A cgroup
-names no directory: one counts that is new and whose processes, if it has any, are attributed.
+Everything is attributed to a directory: a process by its command line, its directories or its own mounts, a mount by
+its target, a loop device by its file. So two runs on one host do not blame each other. A cgroup names no directory: one
+counts that is new and has an attributed process. One without processes may be another run's, which is about to put
+some there: it counts only in a run that has been alone (`Run`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 _PROC: Final = Path("/proc")
 _MNT_DETACH: Final = 2
@@ -40,8 +43,45 @@ class Residue:
         return "\n".join(lines)
 
 
-def find(directory: Path, *, cgroups_before: frozenset[str] | None = None) -> Residue:
-    """Look for what belongs to `directory`, and for cgroups that were not there before."""
+class Run:
+    """A run of tests on this host, from entering to leaving, and whether there was another one at any time of it.
+
+    Each run adds a byte to a file and holds a lock on it that all may share.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file or Path(tempfile.gettempdir(), f"orlop-test-runs-{os.getuid()}")
+        self._fd = -1
+        self._began_alone = False
+        self._runs = 0
+
+    def __enter__(self) -> Self:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(self._file, flags, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._began_alone = True
+        except BlockingIOError:
+            pass
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+        os.write(self._fd, b".")
+        self._runs = os.fstat(self._fd).st_size
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        os.close(self._fd)
+
+    def alone(self) -> bool:
+        """Whether no other run has been going on since this one began."""
+        return self._began_alone and os.fstat(self._fd).st_size == self._runs
+
+
+def find(directory: Path, *, cgroups_before: frozenset[str] | None = None, alone: bool = True) -> Residue:
+    """Look for what belongs to `directory`, and for cgroups that were not there before.
+
+    Args:
+        alone: nobody else makes cgroups, so that those without processes count too.
+    """
     where = os.fsencode(directory.resolve())
     found = Residue(
         processes=dict(_processes(where)),
@@ -50,26 +90,27 @@ def find(directory: Path, *, cgroups_before: frozenset[str] | None = None) -> Re
     )
     if cgroups_before is not None:
         new = cgroups() - cgroups_before
-        found.cgroups = sorted(path for path in new if _is_attributed(path, found.processes))
+        found.cgroups = sorted(path for path in new if _is_attributed(path, found.processes, alone=alone))
     return found
 
 
-def settle(directory: Path, *, cgroups_before: frozenset[str] | None = None, timeout_s: float = 5) -> Residue:
+def settle(
+    directory: Path, *, cgroups_before: frozenset[str] | None = None, alone: bool = True, timeout_s: float = 5
+) -> Residue:
     """Like `find`, but what is about to end may end: the kernel tears down lazily, a shim exits after its answer."""
     deadline = time.monotonic() + timeout_s
-    while (found := find(directory, cgroups_before=cgroups_before)) and time.monotonic() < deadline:
+    while (found := find(directory, cgroups_before=cgroups_before, alone=alone)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
 
 
 def remove(found: Residue) -> None:
-    """Kill, detach and remove what was found."""
+    """Kill, detach and remove what was found. Who has come into a cgroup since is another run's, and stays."""
     for pid in found.processes:
         _kill(pid)
     for path in sorted(found.cgroups, key=len, reverse=True):
-        for pid in _members(path):
-            _kill(pid)
-        patiently_rmdir(path)
+        if found.processes.keys() >= set(_members(path)):
+            patiently_rmdir(path)
     for target in sorted(found.mounts, key=len, reverse=True):
         unmount(target)
     for name in found.loops:
@@ -107,9 +148,20 @@ def _processes(where: bytes) -> Iterator[tuple[int, str]]:
         if not command:  # a kernel thread or a zombie
             continue
         places = [_link(pid, name) for name in ("cwd", "root", "exe")]
-        own_mounts = _read(pid, "mountinfo") if _link(pid, "ns/mnt") != namespace else b""
+        own_mounts = _own_mounts(pid) if _link(pid, "ns/mnt") != namespace else b""
         if where in command or any(_is_below(place, where) for place in places) or where in own_mounts:
             yield pid, os.fsdecode(command.replace(b"\0", b" ").strip())
+
+
+def _own_mounts(pid: int) -> bytes:
+    """The mountinfo of a process that has another root than we have; before it has, its mounts are copies of all."""
+    text = _read(pid, "mountinfo")
+    return text if _root_of(text) != _root_of(_read(os.getpid(), "mountinfo")) else b""
+
+
+def _root_of(mountinfo: bytes) -> list[list[bytes]]:
+    """Device, and directory of it, of what is mounted at `/`."""
+    return [fields[2:4] for line in mountinfo.splitlines() if (fields := line.split(b" "))[4:5] == [b"/"]]
 
 
 def _ancestry(pid: int) -> Iterator[int]:
@@ -147,9 +199,9 @@ def _is_below(path: bytes, where: bytes) -> bool:
     return path == where or path.startswith(where + b"/")
 
 
-def _is_attributed(cgroup: str, processes: dict[int, str]) -> bool:
+def _is_attributed(cgroup: str, processes: dict[int, str], *, alone: bool) -> bool:
     members = _members(cgroup)
-    return os.path.isdir(cgroup) and (not members or not processes.keys().isdisjoint(members))
+    return os.path.isdir(cgroup) and (not processes.keys().isdisjoint(members) if members else alone)
 
 
 def _members(cgroup: str) -> list[int]:
