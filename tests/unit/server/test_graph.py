@@ -40,6 +40,20 @@ def test_what_is_required_starts_first_and_instances_are_found():
     assert list(everything) == ["a", "b"]
 
 
+def test_the_single_one_of_a_kind_is_asked_for_without_a_name():
+    """Source: GetSingle in containerd's plugin/context.go; what was skipped or failed does not count here."""
+
+    def skip(_context):
+        raise SkipPlugin("no kernel support")
+
+    def single(*plugins):
+        return start(Config(), plugins, lambda graph: graph.get(LOW))[1]
+
+    assert single(plugin(LOW, "a"), plugin(LOW, "b", skip)) == "io.example.low.v1.a"
+    with pytest.raises(FailedPreconditionError, match=r"multiple plugins registered for io\.example\.low\.v1: a, b"):
+        single(plugin(LOW, "b"), plugin(LOW, "a"))
+
+
 def test_skipped_and_failed_plugins_leave_the_others():
     def skip(_context):
         raise SkipPlugin("no kernel support")

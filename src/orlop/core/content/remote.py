@@ -68,6 +68,7 @@ class RemoteBlobs:
         self._lengths: dict[str, int] = {}
         self._sweeping = False
         self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -144,6 +145,7 @@ class RemoteBlobs:
         try:
             async with asyncio.timeout(WAIT_S):
                 while (removal := self._removing.get(digest)) is not None:
+                    self._hurry.set()
                     await removal.wait()
         except TimeoutError:
             raise UnavailableError(f"content {digest}: is still being removed after {WAIT_S:.0f} s") from None
@@ -194,8 +196,15 @@ class RemoteBlobs:
                 await self._tidy()
             except Exception as error:
                 # Whatever it is, it must not end this task: what is noted stays so, and is tried again.
-                log.warning("content elsewhere cannot be removed yet", extra={"error": str(error), "again_s": delay})
-                await asyncio.sleep(delay)
+                log.warning(
+                    "content elsewhere cannot be removed yet",
+                    extra={"error": str(error), "again_s": delay},
+                    exc_info=not isinstance(error, OrlopError),
+                )
+                self._hurry.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._hurry.wait()
                 delay = min(delay * 2, RETRY_MAX_S)
                 self._wake.set()
             else:

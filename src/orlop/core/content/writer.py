@@ -170,15 +170,15 @@ class ContentWriter:
         return info
 
     async def _finish(self) -> None:
-        self._digest = self.digest()
         try:
+            self._digest = self.digest()
             await self._ingest.remove()
         finally:
             self._release()
 
     async def _keep(self) -> None:
-        self._digest = self.digest()
         try:
+            self._digest = self.digest()
             await self._ingest.close(keep=not self.aborted)
         finally:
             self._release()

@@ -1,7 +1,7 @@
 """Calls to another program's gRPC socket that wait on the event loop, and two-way streams.
 
-grpcio is imported by the first call. Who does not answer is unavailable, by the name of the plug-in; every wait for an
-answer has an end.
+Whoever uses this has grpcio imported before, in a thread. Who does not answer is unavailable, by the name of the
+plug-in; every wait for an answer has an end.
 """
 
 import asyncio

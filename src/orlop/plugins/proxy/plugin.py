@@ -1,6 +1,8 @@
 """Which plug-in a section of `[proxy_plugins]` is."""
 
+import asyncio
 import hashlib
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -90,6 +92,8 @@ async def _content(context: Context, name: str, settings: Settings) -> ContentSt
     """Our rows over bytes there: see `orlop.core.content.remote`."""
     _describe(context, settings)
     db = context.get(METADATA)
+    # Now, in a thread: the first call would hold up the event loop for as long as it takes.
+    await asyncio.to_thread(importlib.import_module, "grpc.aio")
     connection = Connection(content_pb2.DESCRIPTOR.services_by_name["Content"], name, settings.address)
     context.on_close(connection.close)
     namespace = settings.remote or f"orlop-{server_uuid(db)}"

@@ -23,7 +23,7 @@ from orlop.base.errdefs import (
     UnavailableError,
 )
 from orlop.base.labels import GC_ROOT
-from orlop.core.content import SharingPolicy, Store
+from orlop.core.content import SharingPolicy, Store, remote
 from orlop.core.content.proxy import ProxyStore
 from orlop.core.content.remote import RemoteBlobs
 from orlop.core.content.store import ContentStore
@@ -318,6 +318,21 @@ async def test_a_removal_of_unknown_outcome_keeps_writers_of_the_digest_waiting(
     del play.after["delete"]
     assert await writing == DIGEST
     assert await read_blob(store, DIGEST, namespace="b") == DATA
+
+
+def test_a_writer_does_not_wait_for_the_pause_between_attempts(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "RETRY_S", 3600.0)
+
+    @played
+    async def test(store, play, blobs):
+        await write_blob(store, DATA, namespace="a")
+        play.before["delete"] = unanswered
+        await store.delete("a", DIGEST)
+        await until(lambda: "delete" in play.calls)
+        del play.before["delete"]
+        assert await write_blob(store, DATA, namespace="b") == DIGEST
+
+    test(tmp_path)
 
 
 @played
