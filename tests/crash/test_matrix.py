@@ -70,6 +70,27 @@ def test_an_exec_is_added_wholly_or_not_at_all(stage: Stage, point: str) -> None
     assert not row.problems
 
 
+def test_a_sandbox_that_was_started_stays(stage: Stage) -> None:
+    """Who was not answered and started it again was told that it was started before, and it was taken away."""
+    operation = BY_NAME["start sandbox"]
+    row = crash(stage, operation, course(stage, operation), "shim.sandbox.renamed", "daemon", 1)
+    assert row.outcome is not Outcome.MISSED
+    assert not row.problems
+
+
+def test_a_trial_of_a_runtime_that_was_cut_off_leaves_nothing(stage: Stage) -> None:
+    """A bundle `orlop-probe-…` was left beside the supervisors' sockets, until the machine was started anew."""
+    operation = BY_NAME["first task"]
+    stage.afresh()
+    run = course(stage, operation)
+    stage.afresh()  # what works here is known now
+    if "shim.choice.tried" not in run.passed:
+        pytest.skip("there is one OCI runtime on this host, which is not tried")
+    row = crash(stage, operation, run, "shim.choice.tried", "supervisor", 1)
+    assert row.outcome is not Outcome.MISSED
+    assert not row.problems
+
+
 def test_every_store_is_played() -> None:
     assert {BY_NAME[name].store for name in PLAYED} == {"content", "metadata", "overlayfs", "images"}
 

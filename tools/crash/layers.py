@@ -12,8 +12,10 @@ from typing import Final
 import orlop
 from orlop.base import platforms
 from orlop.base.errdefs import AlreadyExistsError, NotFoundError
+from orlop.core.mount import Mount
 from orlop.core.mount.perform import temp_mount
 from orlop.core.transfer.ends import ImageStore, OCIRegistry, UnpackConfiguration
+from tools import residue
 from tools.crash.operations import LEASE, Operation, has_image, import_image, lease
 from tools.crash.stage import Stage
 
@@ -197,6 +199,44 @@ def _has_no_container(client: orlop.Client) -> None:
     assert not client.snapshots().exists("c")
 
 
+# -- mounts -----------------------------------------------------------------------------------------------------------
+
+
+def _activate(stage: Stage) -> None:
+    """A bind mount of a tmpfs, both performed by the daemon."""
+    mounts = [
+        Mount(type="tmpfs", source="tmpfs", options=("size=64k",)),
+        Mount(type="format/bind", source="{{ mount 0 }}", options=("rbind",)),
+    ]
+    with stage.client() as plain:
+        with contextlib.suppress(AlreadyExistsError):
+            plain.with_lease(LEASE).mounts.activate("m", mounts, temporary=True)
+    stage.promise("activation", _is_active)
+
+
+def _is_active(client: orlop.Client) -> None:
+    active = client.mounts.get("m").active
+    mounted = set(residue.mount_targets())
+    assert active
+    assert {one.mount_point for one in active} <= mounted, "it is recorded and not mounted"
+
+
+def _active(stage: Stage) -> None:
+    lease(stage)
+    _activate(stage)
+
+
+def _deactivate(stage: Stage) -> None:
+    stage.withdraw("activation")
+    with stage.client() as client, contextlib.suppress(NotFoundError):
+        client.mounts.deactivate("m")
+    stage.promise("no activation", _is_not_active)
+
+
+def _is_not_active(client: orlop.Client) -> None:
+    assert not client.mounts.list()
+
+
 def _each(name: str, prepare: Callable[[str, Stage], None], perform: Callable[[str, Stage], None]) -> list[Operation]:
     """The same on each snapshotter."""
     return [
@@ -218,6 +258,8 @@ OPERATIONS: Final = (
     *_each("collect layers", _used, _collect_layers),
     Operation(name="pull", store="images", perform=_pull),
     Operation(name="transfer", store="images", perform=_transfer),
+    Operation(name="activate mounts", store="mounts", prepare=lease, perform=_activate),
+    Operation(name="deactivate mounts", store="mounts", prepare=_active, perform=_deactivate),
     Operation(name="create container", store="containers", prepare=unpacked_image, perform=_create_container),
     Operation(name="delete container", store="containers", prepare=_container, perform=_delete_container),
 )

@@ -20,7 +20,9 @@ SETTLE_S: Final = 20.0
 """How long after a start a sweep may take: the machine may be busy."""
 
 # Those of times, and what counts up.
-_LEFT_OUT: Final = frozenset({"created_at", "updated_at", "used_at", "completed_at", "synced_at", "owner_uid", "key"})
+_LEFT_OUT: Final = frozenset(
+    {"created_at", "updated_at", "used_at", "completed_at", "synced_at", "owner_uid", "key"}
+) | {"number", "active", "system"}
 # What overlayfs notes of inodes, whose numbers differ from run to run.
 _INODES: Final = frozenset({"trusted.overlay.origin", "trusted.overlay.impure", "trusted.overlay.uuid"})
 _TABLES: Final = ("namespaces", "images", "containers", "sandboxes", "content", "ingests", "leases", "mounts")
@@ -100,7 +102,7 @@ def _problems(stage: Stage, *, empty: bool) -> Iterator[str]:
         (snapshotter, name)
         for snapshotter in _names(root / "snapshots")
         for name in _names(root / f"snapshots/{snapshotter}")
-        if (root / f"snapshots/{snapshotter}/{name}").is_dir() and name != "mounted"
+        if name.startswith(".") or name.isdecimal()
     }
     yield from (f"a snapshot without a directory: {one}" for one in snapshots - directories)
     yield from (f"a snapshot's directory without a row: {one}" for one in directories - snapshots)
@@ -115,10 +117,15 @@ def _strays(stage: Stage) -> Iterator[str]:
     with stage.database() as db:
         layers = {str(row["number"]) for row in db.execute("SELECT number FROM snapshots WHERE snapshotter = 'erofs'")}
     known = {f"{stage.daemon.root}/snapshots/erofs/mounted/{number}" for number in layers}
+    with stage.database() as db:
+        numbers = [str(row["number"]) for row in db.execute("SELECT number FROM mounts")]
+    activations = tuple(f"{stage.daemon.state}/{MOUNTS}/{number}/" for number in numbers)
     bundles = list((stage.daemon.state / BUNDLES).glob("*/*"))
     known.update(f"{bundle}/rootfs" for bundle in bundles)
     found = residue.find(stage.daemon.directory)
-    yield from (f"a mount: {target}" for target in found.mounts if target not in known)
+    yield from (
+        f"a mount: {target}" for target in found.mounts if target not in known and not target.startswith(activations)
+    )
     if bundles:
         return  # whose processes, cgroups and files these are cannot be told here
     supervisors = stage.supervisors()
@@ -127,7 +134,8 @@ def _strays(stage: Stage) -> Iterator[str]:
             yield f"a process: {pid}: {command}"
     yield from (f"a cgroup: {path}" for path in residue.cgroups() if f"/{NAMESPACE}/" in path)
     yield from (f"a work directory: {path}" for path in (stage.daemon.root / BUNDLES).glob("*/*"))
-    left = [*(stage.daemon.state / "s").glob("*.gone/*"), *(stage.daemon.state / "s").glob("*.sandboxes/*")]
+    left = [*(stage.daemon.state / "s").glob("orlop-probe-*")]
+    left += [*(stage.daemon.state / "s").glob("*.gone/*"), *(stage.daemon.state / "s").glob("*.sandboxes/*")]
     yield from (f"left by a supervisor: {path}" for path in left if path.name != RUNTIME_LOG)
 
 

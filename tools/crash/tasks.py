@@ -9,7 +9,7 @@ import contextlib
 from typing import Final
 
 import orlop
-from orlop.base.errdefs import AlreadyExistsError, NotFoundError, UnknownError
+from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, NotFoundError, UnknownError
 from tools.crash.layers import unpacked_image
 from tools.crash.operations import Operation
 from tools.crash.stage import Stage, until
@@ -157,6 +157,53 @@ def _short(stage: Stage) -> None:
     _container(stage, ENDS)
 
 
+# -- sandboxes --------------------------------------------------------------------------------------------------------
+
+
+def _create_sandbox(stage: Stage) -> None:
+    with stage.client() as client:
+        with contextlib.suppress(AlreadyExistsError):
+            client.sandboxes.create("s")
+    stage.promise("sandbox", lambda client: client.sandboxes.get("s").status())
+
+
+def _start_sandbox(stage: Stage) -> None:
+    with stage.client() as client:
+        with contextlib.suppress(FailedPreconditionError):  # it was started before
+            client.sandboxes.get("s").start()
+    stage.promise("started", _is_ready)
+
+
+def _is_ready(client: orlop.Client) -> None:
+    state = client.sandboxes.get("s").status().state
+    assert state == "SANDBOX_READY", f"the sandbox is {state}"
+
+
+def _sandbox(stage: Stage) -> None:
+    _bystander(stage)
+    _create_sandbox(stage)
+
+
+def _started_sandbox(stage: Stage) -> None:
+    _sandbox(stage)
+    _start_sandbox(stage)
+
+
+def _delete_sandbox(stage: Stage) -> None:
+    """Stop it, and delete it."""
+    stage.withdraw("sandbox", "started")
+    with stage.client() as client, contextlib.suppress(NotFoundError):
+        sandbox = client.sandboxes.get("s")
+        with contextlib.suppress(NotFoundError):  # its shim has no such any more
+            sandbox.stop()
+        sandbox.delete()
+    stage.promise("no sandbox", _has_no_sandbox)
+
+
+def _has_no_sandbox(client: orlop.Client) -> None:
+    assert not client.sandboxes.list()
+
+
 OPERATIONS: Final = (
     Operation(name="first task", store="tasks", prepare=_alone, perform=_create, tasks=True),
     Operation(name="create task", store="tasks", prepare=_bystander, perform=_create, tasks=True),
@@ -166,4 +213,7 @@ OPERATIONS: Final = (
     Operation(name="delete task", store="tasks", prepare=_stopped, perform=_delete, tasks=True),
     Operation(name="delete running task", store="tasks", prepare=_running, perform=_delete, tasks=True),
     Operation(name="run to the end", store="tasks", prepare=_short, perform=_run, tasks=True),
+    Operation(name="create sandbox", store="sandboxes", prepare=_bystander, perform=_create_sandbox, tasks=True),
+    Operation(name="start sandbox", store="sandboxes", prepare=_sandbox, perform=_start_sandbox, tasks=True),
+    Operation(name="delete sandbox", store="sandboxes", prepare=_started_sandbox, perform=_delete_sandbox, tasks=True),
 )

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,13 +21,16 @@ from orlop.base.errdefs import NotFoundError, OrlopError
 from orlop.shim import elf
 from orlop.shim.options import Options
 from orlop.shim.paths import Place
-from orlop.shim.reaper import Reaper, boot_id
+from orlop.shim.reaper import Reaper, boot_id, start_time
 from orlop.shim.runtime import Runtime, Stdio, find_program
 from orlop.shim.trees import remove_tree
 
 RUNTIME_VARIABLE: Final = "ORLOP_RUNTIME"
 # Fastest first. The last one is what everything was made for, and is taken untried.
 CANDIDATES: Final = ("crun", "runc")
+
+TRIAL: Final = "orlop-probe-"
+"""What the container begins with by which a runtime is tried."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +86,7 @@ class Chooser:
         found = [command for command in map(find_program, CANDIDATES) if command]
         if not found:
             raise NotFoundError(f"OCI runtime: neither {' nor '.join(CANDIDATES)} is on PATH", hint="install runc")
+        await self._forget_old_trials(found)
         known = self._read()
         tried: dict[str, Any] = {}
         for command in found[:-1]:
@@ -103,7 +108,7 @@ class Chooser:
         program = elf.quitter()
         if not program:
             return "no program to try it with on this processor"
-        name = f"orlop-probe-{os.urandom(4).hex()}"
+        name = f"{TRIAL}{os.getpid()}-{start_time(os.getpid())}"
         bundle = f"{self._place.directory}/{name}"
         runtime = Runtime(self._reaper, command=command, root=f"{bundle}/root")
         try:
@@ -112,14 +117,26 @@ class Chooser:
             with self._reaper.expecting():
                 await runtime.create(name, bundle=bundle, pid_file=pid_file, stdio=Stdio())
                 await runtime.start(name, bundle=bundle)
-            failpoints.reach("shim.choice.tried")
         except (OSError, OrlopError) as error:
             return getattr(error, "reason", "") or str(error)
         finally:
+            failpoints.reach("shim.choice.tried")
+            await self._forget_trial([command], name)
+        return ""
+
+    async def _forget_trial(self, commands: Sequence[str], name: str) -> None:
+        bundle = f"{self._place.directory}/{name}"
+        for command in commands:
+            runtime = Runtime(self._reaper, command=command, root=f"{bundle}/root")
             with contextlib.suppress(OrlopError):
                 await runtime.delete(name, bundle=bundle, force=True)
-            remove_tree(bundle)
-        return ""
+        remove_tree(bundle)
+
+    async def _forget_old_trials(self, commands: Sequence[str]) -> None:
+        """Remove what supervisors have left that were killed while they tried; several may share the directory."""
+        for name in os.listdir(self._place.directory):
+            if name.startswith(TRIAL) and not _is_alive(name):
+                await self._forget_trial(commands, name)
 
     @property
     def _file(self) -> str:
@@ -142,6 +159,16 @@ class Chooser:
             failpoints.reach("shim.choice.written")
         except OSError as error:
             _log.warning("choice of the OCI runtime not written: %s", error)
+
+
+def _is_alive(name: str) -> bool:
+    """Whether the supervisor of a trial lives: pid and start time are in its name."""
+    pid, _, started = name.removeprefix(TRIAL).partition("-")
+    try:
+        os.readlink(f"/proc/{int(pid)}/exe")  # a zombie has none
+    except (OSError, ValueError):
+        return False
+    return started == str(start_time(int(pid)))
 
 
 def _stamp(command: str) -> str:

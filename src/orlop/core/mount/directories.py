@@ -21,6 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from orlop.base import failpoints
 from orlop.core.mount import Mount, transforms
 from orlop.core.mount.activation import ActiveMount, Handler
 from orlop.core.mount.perform import as_error, mount_all, unmount_below
@@ -47,11 +48,13 @@ def perform_plan(
         directory.mkdir(mode=0o700)
     except OSError as error:
         raise as_error(f"make {directory}", error) from error
+    failpoints.reach("mounts.perform.made")
     active: list[ActiveMount] = []
     for position, step in enumerate(plan.performed):
         mount = transforms.apply(step, active, roots)
         place = directory / str(len(plan.performed) - position)
         active.append(_perform(mount, place, handlers.get(mount.type), active))
+        failpoints.reach("mounts.perform.mounted")
     left = [_left(step, position, active, roots) for position, step in enumerate(plan.left)]
     if temporary and active:
         left.append(Mount(type="bind", source=active[-1].mount_point, options=("rbind",)))
@@ -73,6 +76,7 @@ def remove(directory: Path, handlers: Mapping[str, Handler], *, patience_s: floa
         if handler is not None:
             handler.unmount(os.fspath(place))
         unmount_below(os.fspath(place), patience_s=patience_s)
+        failpoints.reach("mounts.remove.unmounted")
         _remove_name(place)
         _remove_name(Path(f"{place}-type"))
     try:
@@ -80,6 +84,7 @@ def remove(directory: Path, handlers: Mapping[str, Handler], *, patience_s: floa
             directory.rmdir()
     except OSError as error:
         raise as_error(f"remove {directory}", error) from error
+    failpoints.reach("mounts.remove.removed")
 
 
 def is_whole(active: Sequence[ActiveMount], handlers: Mapping[str, Handler], mounted: Collection[str]) -> bool:
@@ -104,6 +109,7 @@ def _perform(mount: Mount, place: Path, handler: Handler | None, active: Sequenc
             place.mkdir(mode=0o700)
     except OSError as error:
         raise as_error(f"prepare {place}", error) from error
+    failpoints.reach("mounts.perform.noted")
     if handler is not None:
         return handler.mount(mount, os.fspath(place), active)
     mount_all([mount], os.fspath(place))

@@ -20,6 +20,7 @@ from orlop.api.runtime.sandbox.v1 import sandbox_pb2 as pb
 from orlop.api.types import mount_pb2
 from orlop.base.errdefs import (
     AlreadyExistsError,
+    FailedPreconditionError,
     NotFoundError,
     OrlopError,
     UnavailableError,
@@ -97,7 +98,9 @@ class ShimController:
         try:
             answer = await _call(shim, "StartSandbox", request, pb.StartSandboxResponse)
         except BaseException as error:
-            await asyncio.shield(self._clean_up(shim, sandbox_id))
+            if not (shim.groups and isinstance(error, FailedPreconditionError | UnavailableError)):
+                await asyncio.shield(self._clean_up(shim, sandbox_id))
+            # Else it runs, which is no reason to end it; or its supervisor died, whose successor has it as it was.
             raise _reworded(error, f"failed to start sandbox {sandbox_id}") from error
         return Instance(
             id=sandbox_id,
