@@ -8,6 +8,9 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
+import signal
+import socket
 import sqlite3
 import subprocess
 import tempfile
@@ -19,7 +22,8 @@ import pytest
 import orlop
 from orlop.core.fsck import Finding
 from orlop.linux.btrfs import set_read_only
-from tools import filesystems
+from orlop.linux.mount import mount
+from tools import filesystems, residue
 from tools.daemons import COLLECT_ON_REQUEST, Ctr, Orlopd, Registry
 from tools.images import Image
 
@@ -79,6 +83,19 @@ class Stage:
             self.ctr.namespace,
         )
         return str(found[0][0])
+
+
+@pytest.fixture
+def own_stage(
+    new_orlopd: Callable[..., Orlopd], our_ctr: Callable[..., Ctr], namespace: str, busybox_image: Image
+) -> Iterator[Stage]:
+    """One on a daemon that the test may kill."""
+    daemon = new_orlopd()
+    one = Stage(daemon, our_ctr(daemon, namespace), busybox_image)
+    one.bring()
+    yield one
+    one.client.close()
+    daemon.forget_cgroup(namespace)
 
 
 @pytest.fixture
@@ -293,6 +310,116 @@ def test_an_active_snapshot_without_files_is_made_again(stage: Stage) -> None:
     assert found.mended
     assert (home / "fs").is_dir()
     assert stage.fsck() == []
+
+
+class Host:
+    """What a test makes on the host in a daemon's name."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.namespace = stage.ctr.namespace
+        self.tasks = stage.daemon.state / "io.containerd.runtime.v2.task"
+        self.work = stage.root / "io.containerd.runtime.v2.task"
+        self.runtime = next(name for name in ("runc", "crun") if shutil.which(name))
+
+    def mount(self, path: Path) -> Path:
+        path.mkdir(parents=True)
+        mount("tmpfs", os.fspath(path), "tmpfs")
+        return path
+
+    def runtime_state(self, name: str) -> Path:
+        """A container that no supervisor knows: made by the OCI runtime alone, its process waiting to be started."""
+        bundle = self.stage.root / f"made-{name}"
+        (bundle / "rootfs").mkdir(parents=True)
+        number, _ = self.stage.layer_with("bin/busybox", "overlayfs")
+        program = self.stage.root / "snapshots" / "overlayfs" / str(number) / "fs" / "bin" / "busybox"
+        shutil.copy(program, bundle / "rootfs" / "busybox")
+        subprocess.run([self.runtime, "spec"], cwd=bundle, check=True)
+        spec = json.loads((bundle / "config.json").read_text())
+        spec["process"]["args"] = ["/busybox", "sleep", "1000"]
+        spec["process"]["terminal"] = False
+        spec["linux"]["cgroupsPath"] = f"/{self.namespace}/{name}"
+        (bundle / "config.json").write_text(json.dumps(spec))
+        root = self.stage.daemon.state / self.runtime / self.namespace
+        subprocess.run(
+            [self.runtime, "--root", root, "create", "--bundle", bundle, name],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        shutil.rmtree(bundle)
+        return root / name
+
+
+def test_what_is_left_on_the_host_is_taken_away(stage: Stage) -> None:
+    host = Host(stage)
+    stage.ctr("run", "-d", stage.image.reference, "runs", "sleep", "1000")
+    bundle = host.tasks / host.namespace / "no-task"
+    mounted = host.mount(bundle / "rootfs")
+    work = host.work / host.namespace / "no-bundle"
+    work.mkdir()
+    activation = host.mount(stage.daemon.state / "io.containerd.mount-manager.v1.bolt" / "t" / "987654" / "0").parent
+    temporary = host.mount(stage.root / "snapshots" / "orlop-mount-left")
+    state = host.runtime_state("no-task-either")
+    cgroups = [Path(path) for path in residue.cgroups() if path.endswith(f"/{host.namespace}/runs")]
+    orphans = [path.with_name("an-orphan") for path in cgroups]
+    for path in orphans:
+        path.mkdir()
+    socket_path = stage.daemon.state / "s" / secrets.token_hex(16)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(socket_path))
+    keeper = subprocess.Popen(
+        ["orlop-keeper ended", "1000"],
+        executable=shutil.which("sleep"),
+        env={"ORLOP_BUNDLE": f"{host.tasks}/{host.namespace}/ended"},
+    )
+    wanted = {
+        "bundle-orphan": str(bundle),
+        "work-orphan": str(work),
+        "runtime-orphan": str(state),
+        "cgroup-orphan": f"/{host.namespace}/an-orphan",
+        "keeper-orphan": f"process {keeper.pid}",
+        "supervisor-orphan": str(socket_path),
+    }
+    found = stage.fsck(quick=True)
+    assert sorted(one.object for one in found if one.kind == "mount-orphan") == sorted(
+        [str(activation), str(temporary)]
+    )
+    assert {one.kind: one.object for one in found if one.kind != "mount-orphan"} == wanted
+    assert not any(one.mended for one in found)
+
+    found = stage.fsck(quick=True, repair=True)
+    assert len(found) == len(wanted) + 2
+    assert [str(one) for one in found if not one.mended] == []
+    assert keeper.wait() == -signal.SIGKILL
+    assert not any(path.exists() for path in (bundle, work, activation, temporary, state, socket_path, *orphans))
+    assert not os.path.ismount(mounted)
+    assert stage.fsck() == []
+    assert [line.split()[2] for line in stage.ctr("tasks", "ls").splitlines()[1:]] == ["RUNNING"]
+    stage.ctr("tasks", "delete", "--force", "runs")
+
+
+def test_a_task_that_the_daemon_has_lost_is_taken_over(own_stage: Stage) -> None:
+    """Its bundle was out of sight when the daemon started; its supervisor holds it."""
+    stage = own_stage
+    stage.ctr("run", "-d", stage.image.reference, "lost", "sleep", "1000")
+    bundle = stage.daemon.state / "io.containerd.runtime.v2.task" / stage.ctr.namespace / "lost"
+    aside = stage.daemon.state / "aside"
+    stage.client.close()  # the next call opens a new connection
+    stage.daemon.kill()
+    bundle.rename(aside)
+    work = stage.root / "io.containerd.runtime.v2.task" / stage.ctr.namespace / "lost"
+    stage.daemon.start()
+    assert stage.ctr("tasks", "ls", "-q") == ""
+    aside.rename(bundle)
+    work.mkdir(exist_ok=True)
+    (found,) = stage.fsck(quick=True, repair=True)
+    assert (found.kind, found.mended) == ("bundle-orphan", True)
+    assert found.mends.startswith("taken over")
+    assert stage.ctr("tasks", "exec", "--exec-id", "look", "lost", "echo", "alive") == "alive\n"
+    assert stage.fsck() == []
+    stage.ctr("tasks", "delete", "--force", "lost")
 
 
 def test_what_is_not_ours_is_told_and_left(stage: Stage) -> None:

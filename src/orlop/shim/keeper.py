@@ -50,8 +50,11 @@ class Keeper:
         return handle
 
 
-def start(title: str, fds: Mapping[str, int]) -> Keeper:
+def start(title: str, fds: Mapping[str, int], bundle: str = "") -> Keeper:
     """Start a keeper that holds duplicates of `fds` under the same numbers; `title` is what ps shows.
+
+    Args:
+        bundle: whose it is, for who finds the process: in its environment, as ORLOP_BUNDLE.
 
     Raises:
         OSError: no process can be started.
@@ -61,7 +64,7 @@ def start(title: str, fds: Mapping[str, int]) -> Keeper:
     program = _program()
     if program >= 0:
         try:
-            pid = _spawn_file(program, argv, numbers)
+            pid = _spawn_file(program, argv, numbers, {"ORLOP_BUNDLE": bundle})
             return Keeper(pid, reaper.start_time(pid), fds)
         except OSError:
             pass  # vm.memfd_noexec or a security module forbids it: then sleep(1)
@@ -71,8 +74,8 @@ def start(title: str, fds: Mapping[str, int]) -> Keeper:
     return Keeper(pid, reaper.start_time(pid), fds)
 
 
-def _spawn_file(program: int, argv: Sequence[str], fds: Sequence[int]) -> int:
-    return spawn(argv, executable=f"/proc/{os.getpid()}/fd/{program}", env={}, pass_fds=fds, new_session=True)
+def _spawn_file(program: int, argv: Sequence[str], fds: Sequence[int], env: Mapping[str, str]) -> int:
+    return spawn(argv, executable=f"/proc/{os.getpid()}/fd/{program}", env=env, pass_fds=fds, new_session=True)
 
 
 def _program() -> int:

@@ -186,7 +186,8 @@ class Process:
         if self.io is None or not self.io.kept:
             return
         try:
-            self._keeper = keeper.start(f"{self.record.container} {self.record.exec_id}".strip(), self.io.kept)
+            title = f"{self.record.container} {self.record.exec_id}".strip()
+            self._keeper = keeper.start(title, self.io.kept, self.bundle)
         except OSError as error:
             # The container lives without; it is only a crash of this supervisor that it would not survive.
             _log.warning("no keeper for %s: %s", self.name, error)

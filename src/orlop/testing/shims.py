@@ -230,7 +230,7 @@ class Bench:
             if running(pid) and bundle.path.exists():
                 with contextlib.suppress(OrlopError):  # it may have ended at this moment
                     self.connect_again(bundle)
-                    for one in self.bundles:
+                    for one in self.bundles.found():
                         self._remove(one.id)
                     self.call("Shutdown", pb.ShutdownRequest(id=bundle.id, now=True), Empty)
         if self.shim is not None:

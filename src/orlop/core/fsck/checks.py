@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
@@ -47,6 +47,14 @@ class Order:
             Stopped: nobody wants the answer any more; the coroutine was cancelled, and has ended.
         """
         return asyncio.run_coroutine_threadsafe(self._wanted(coroutine), self.loop).result()
+
+    def call(self, look: Callable[[], T]) -> T:
+        """Run something quick on the event loop, where nothing that belongs to it changes meanwhile."""
+
+        async def run() -> T:
+            return look()
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result()
 
     async def _wanted(self, coroutine: Coroutine[Any, Any, T]) -> T:
         task = asyncio.ensure_future(coroutine)

@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from orlop.base.errdefs import InvalidArgumentError, OrlopError, UnimplementedError
 from orlop.core.metadata import Database, Transaction
-from orlop.core.metadata.mounts import MountStore
+from orlop.core.metadata.mounts import Entry, MountStore
 from orlop.core.mount import Mount, directories, plans
 from orlop.core.mount.activation import Activation, ActiveMount, Handler
 from orlop.core.mount.perform import as_error, mounts_below
@@ -79,6 +79,7 @@ class MountManager:
         self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
         self._running: set[asyncio.Task[Any]] = set()  # Any: what each comes to is its caller's affair
         self._busy: set[int] = set()
+        self._undoing: set[int] = set()
         self._busy_lock = threading.Lock()
 
     # ---- what clients ask for
@@ -177,6 +178,8 @@ class MountManager:
     def remove(self, tx: Transaction, number: int) -> None:
         """Remove an activation: its row within `tx`, its mounts after that."""
         self._store.remove(tx, number)
+        self._undoing.add(number)
+        tx.on_rollback(lambda: self._undoing.discard(number))
         tx.after_commit(lambda: self._later(number))
 
     def collected(self) -> None:
@@ -185,6 +188,41 @@ class MountManager:
             numbers, self._busy = self._busy, set()
         for number in numbers:
             self._later(number)
+
+    # ---- what a check asks for
+
+    def orphans(self) -> list[int]:
+        """Numbers of which there is something, and neither a row nor somebody who is undoing it; blocks."""
+        there = self._numbers()
+
+        def look(tx: Transaction) -> list[int]:
+            known = {entry["number"] for entry in tx.execute("SELECT number FROM mounts")}
+            with self._busy_lock:
+                return sorted(there - known - self._undoing - self._busy)
+
+        suspects = self._db.write_sync(look)
+        return [number for number in suspects if self.directory(number).exists()]
+
+    def broken(self) -> list[Entry]:
+        """Activations of which not everything is mounted any more; blocks."""
+        mounted = set(mounts_below("/"))
+        return [
+            entry
+            for entry in self._store.entries()
+            if entry.activation is not None
+            and not directories.is_whole(entry.activation.active, self._handlers, mounted)
+            and entry.number in {one.number for one in self._store.entries() if one.activation is not None}
+            and not directories.is_whole(entry.activation.active, self._handlers, set(mounts_below("/")))
+        ]
+
+    def directory(self, number: int) -> Path:
+        """Where an activation's mounts are performed."""
+        return self._targets / str(number)
+
+    def undo(self, number: int) -> None:
+        """Undo what is left of a number without a row. Raises OrlopError: somebody uses it."""
+        self._undoing.add(number)
+        self._remove(number)
 
     # ---- life
 
@@ -236,7 +274,7 @@ class MountManager:
     ) -> _Performed:
         """Everything except completing the row."""
         number, stale = await self._db.write(
-            lambda tx: self._store.begin(tx, namespace, name, labels or {}, lease=lease, owner_uid=owner_uid)
+            lambda tx: self._begin(tx, namespace, name, labels or {}, lease=lease, owner_uid=owner_uid)
         )
         async with self._undone_on_failure(number):
             if stale is not None:
@@ -246,6 +284,28 @@ class MountManager:
                 lambda: directories.perform_plan(plan, directory, self._handlers, self._roots, temporary=temporary)
             )
         return _Performed(number, active, system)
+
+    def _begin(
+        self,
+        tx: Transaction,
+        namespace: str,
+        name: str,
+        labels: Mapping[str, str],
+        *,
+        lease: str,
+        owner_uid: int | None,
+    ) -> tuple[int, int | None]:
+        number, stale = self._store.begin(tx, namespace, name, labels, lease=lease, owner_uid=owner_uid)
+        if stale is not None:
+            self._undoing.add(stale)
+            tx.on_rollback(lambda: self._undoing.discard(stale))
+        return number, stale
+
+    def _take(self, tx: Transaction, namespace: str, name: str) -> int:
+        number = self._store.take(tx, namespace, name)
+        self._undoing.add(number)
+        tx.on_rollback(lambda: self._undoing.discard(number))
+        return number
 
     @contextlib.asynccontextmanager
     async def _undone_on_failure(self, number: int) -> AsyncIterator[None]:
@@ -267,7 +327,7 @@ class MountManager:
             log.warning("mounts are left for now", extra={"number": performing.result().number, "error": str(error)})
 
     async def _deactivate(self, namespace: str, name: str) -> None:
-        number = await self._db.write(lambda tx: self._store.take(tx, namespace, name))
+        number = await self._db.write(lambda tx: self._take(tx, namespace, name))
         await self._work(lambda: self._remove(number))
 
     def _remove(self, number: int) -> None:
@@ -278,6 +338,8 @@ class MountManager:
             with self._busy_lock:
                 self._busy.add(number)
             raise
+        finally:
+            self._undoing.discard(number)
 
     def _remove_quietly(self, number: int) -> None:
         try:

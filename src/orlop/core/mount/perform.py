@@ -19,6 +19,10 @@ from orlop.linux import mount as mnt
 from orlop.linux import namespaces
 from orlop.linux.openat2 import openat2
 
+TEMPORARY: Final = "orlop-mount-"
+temporary: Final[set[str]] = set()
+"""Where this process has mounted something for a moment."""
+
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
 # Of a bind mount the kernel ignores these until it is remounted.
 _ATTRIBUTES: Final = {
@@ -105,7 +109,9 @@ def temp_mount(mounts: Sequence[Mount], directory: str | None = None) -> Iterato
     import tempfile  # late: it brings random, shutil and the compressors, which the supervisor does without
 
     with contextlib.ExitStack() as undo:
-        path = tempfile.mkdtemp(prefix="orlop-mount-", dir=directory)
+        path = os.path.realpath(tempfile.mkdtemp(prefix=TEMPORARY, dir=directory))
+        temporary.add(path)
+        undo.callback(temporary.discard, path)
         undo.callback(os.rmdir, path)
         undo.callback(unmount_all, path, detach=True)
         mount_all(mounts, path)

@@ -19,7 +19,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -223,18 +223,52 @@ class Bundles:
             raise disk.failure(what, error.filename or bundle.path.parent, error) from error
         return bundle
 
-    def __iter__(self) -> Iterator[Bundle]:
-        """Every bundle on disk; hidden names are deletions that were cut short and are removed on the way."""
-        for namespace in _directories(self.root):
-            remove_hidden(path for path in _directories(namespace) if path.name.startswith("."))
+    def swept(self) -> list[Bundle]:
+        """Every bundle on disk, at a start: deletions that were cut short are finished on the way, and work directories
+        without a bundle, as a boot leaves them, removed.
+        """
+        self.sweep_hidden()
         for namespace in _directories(self.state):
             for path in _directories(namespace):
                 if path.name.startswith("."):
                     with contextlib.suppress(OSError):  # tried again at the next start
                         unmount_all(os.fspath(path / "rootfs"))
                         trees.remove(path)
-                    continue
-                yield Bundle(namespace=namespace.name, id=path.name, path=path)
+        found = self.found()
+        known = {(bundle.namespace, bundle.id) for bundle in found}
+        for path in self.works():
+            if (path.parent.name, path.name) not in known:
+                self.discard_work(path)
+        self.sweep_hidden()
+        return found
+
+    def found(self) -> list[Bundle]:
+        """Every bundle on disk that is not being deleted."""
+        return [
+            Bundle(namespace=namespace.name, id=path.name, path=path)
+            for namespace in _directories(self.state)
+            for path in _directories(namespace)
+            if not path.name.startswith(".")
+        ]
+
+    def works(self) -> list[Path]:
+        """Every work directory that is not being deleted."""
+        return [
+            path
+            for namespace in _directories(self.root)
+            for path in _directories(namespace)
+            if not path.name.startswith(".")
+        ]
+
+    def discard_work(self, path: Path) -> None:
+        """Rename a work directory out of sight; for `sweep_hidden`, or the next start."""
+        with contextlib.suppress(OSError):
+            _hide(path)
+
+    def sweep_hidden(self) -> None:
+        """Remove work directories that were renamed out of sight."""
+        for namespace in _directories(self.root):
+            remove_hidden(path for path in _directories(namespace) if path.name.startswith("."))
 
 
 def _directories(path: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,6 +102,7 @@ class TaskManager:
         self.recent: Recent[tuple[str, str, str]] = Recent()
         self._tasks: dict[tuple[str, str], Task] = {}
         self._creating: set[tuple[str, str]] = set()
+        self._leaving: Counter[tuple[str, str]] = Counter()
         shims.on_dead.append(self._bury_all)
 
     def get(self, namespace: str, task_id: str) -> Task:
@@ -113,6 +115,16 @@ class TaskManager:
         if task is None:
             raise absent(task_id)
         return task
+
+    @property
+    def bundles(self) -> Bundles:
+        """Where tasks have their directories."""
+        return self._bundles
+
+    def owns(self, namespace: str, task_id: str) -> bool:
+        """Whether there is such a task, or one is being made or removed; to be asked on the event loop."""
+        key = (namespace, task_id)
+        return key in self._tasks or key in self._creating or key in self._leaving
 
     def of_namespace(self, namespace: str) -> list[Task]:
         """The tasks of a namespace, by id."""
@@ -245,7 +257,7 @@ class TaskManager:
 
     async def load(self) -> None:
         """Find the tasks that an earlier daemon left, and clean up after shims that are gone."""
-        bundles = await asyncio.to_thread(list, self._bundles)
+        bundles = await asyncio.to_thread(self._bundles.swept)
         async with asyncio.TaskGroup() as group:
             for bundle in bundles:
                 group.create_task(self._load_one(bundle), name=f"load {bundle.namespace}/{bundle.id}")
@@ -331,11 +343,24 @@ class TaskManager:
         await self._discard(bundle)
 
     async def _forget(self, task: Task) -> None:
-        self._tasks.pop((task.namespace, task.id), None)
-        self._memory.forget(task.namespace, task.id)
-        task.shim.tasks.pop(task.id, None)
-        await self._let_go(task.shim, task.bundle)
-        await self._discard(task.bundle)
+        with self._removing(task.bundle):
+            self._tasks.pop((task.namespace, task.id), None)
+            self._memory.forget(task.namespace, task.id)
+            task.shim.tasks.pop(task.id, None)
+            await self._let_go(task.shim, task.bundle)
+            await self._discard(task.bundle)
+
+    @contextlib.contextmanager
+    def _removing(self, bundle: Bundle) -> Iterator[None]:
+        """While what a task has left is removed, it has an owner still."""
+        key = (bundle.namespace, bundle.id)
+        self._leaving[key] += 1
+        try:
+            yield
+        finally:
+            self._leaving[key] -= 1
+            if not self._leaving[key]:
+                del self._leaving[key]
 
     async def _forget_if_gone(self, task: Task) -> None:
         """Who asked for a deletion may have been cut off before it was heard that it is done."""
@@ -431,12 +456,28 @@ class TaskManager:
             self._shims.follow_log(bundle)
         self._tasks[bundle.namespace, bundle.id] = task
 
+    async def recover(self, bundle: Bundle) -> bool:
+        """Take over the task of a bundle that is nobody's, or remove what is there of it; returns whether it is ours.
+
+        What an earlier daemon left is dealt with so at the start; nobody can make a task of that name meanwhile.
+        """
+        key = (bundle.namespace, bundle.id)
+        if not self.owns(*key) and bundle.path.is_dir():
+            self._creating.add(key)
+            try:
+                await self._load_one(bundle)
+            finally:
+                self._creating.discard(key)
+        return key in self._tasks
+
     async def _bury_all(self, shim: Shim) -> None:
         """A foreign shim has died, and its tasks with it."""
         for task_id in sorted(shim.tasks):
-            task = self._tasks.pop((shim.namespace, task_id), None)
+            task = self._tasks.get((shim.namespace, task_id))
             if task is not None:
-                await self._bury(task.bundle, shim.binary)
+                with self._removing(task.bundle):
+                    del self._tasks[shim.namespace, task_id]
+                    await self._bury(task.bundle, shim.binary)
 
     async def _bury(self, bundle: Bundle, binary: ShimBinary | None) -> None:
         """Clean up after a dead shim and tell everyone that its task has ended."""

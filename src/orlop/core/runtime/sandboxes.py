@@ -183,7 +183,7 @@ class ShimController:
 
     async def load(self) -> None:
         """Find the sandboxes that an earlier daemon left, and clean up after shims that are gone."""
-        bundles = await asyncio.to_thread(list, self._bundles)
+        bundles = await asyncio.to_thread(self._bundles.swept)
         async with asyncio.TaskGroup() as group:
             for bundle in bundles:
                 group.create_task(self._load_one(bundle), name=f"load sandbox {bundle.namespace}/{bundle.id}")

@@ -1,6 +1,7 @@
 """The Fsck service, ours: checks of what the daemon knows against what there is. For root's socket."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Final
 
 from orlop.api.services.fsck.v1 import fsck_pb2 as pb
@@ -8,9 +9,11 @@ from orlop.base.rpc import Call, Service, bind
 from orlop.core.fsck import Finding
 from orlop.core.fsck.running import Fsck as Running
 from orlop.core.fsck.snapshots import SnapshotsCheck
-from orlop.core.kinds import CHECK, CONTENT, DIFFER, GRPC, METADATA, SNAPSHOTS, TRASH
+from orlop.core.kinds import CHECK, CONTENT, DIFFER, GRPC, METADATA, MOUNT_MANAGER, RUNTIME, SNAPSHOTS, TRASH
 from orlop.core.metadata.check import DatabaseCheck
+from orlop.core.mount.check import MountsCheck
 from orlop.core.plugin import Context, Registration
+from orlop.core.runtime.check import RuntimeCheck
 
 
 class Fsck:
@@ -56,6 +59,15 @@ def _snapshots(context: Context) -> SnapshotsCheck:
     )
 
 
+def _mounts(context: Context) -> MountsCheck:
+    daemon = context.daemon
+    return MountsCheck(context.get(MOUNT_MANAGER), [Path(daemon.root), Path(daemon.state)])
+
+
+def _tasks(context: Context) -> RuntimeCheck:
+    return RuntimeCheck(context.get(METADATA), context.get(RUNTIME), Path(context.daemon.state))
+
+
 def _init(context: Context) -> Service:
     return bind(pb.DESCRIPTOR.services_by_name["Fsck"], Fsck(Running(context.all(CHECK))))
 
@@ -63,5 +75,7 @@ def _init(context: Context) -> Service:
 REGISTRATIONS: Final = (
     Registration(kind=CHECK, id="metadata", requires=(METADATA,), init=_database),
     Registration(kind=CHECK, id="snapshots", requires=(METADATA, TRASH, SNAPSHOTS, CONTENT, DIFFER), init=_snapshots),
+    Registration(kind=CHECK, id="mounts", requires=(MOUNT_MANAGER,), init=_mounts),
+    Registration(kind=CHECK, id="tasks", requires=(METADATA, RUNTIME), init=_tasks),
     Registration(kind=GRPC, id="fsck", requires=(CHECK,), init=_init),
 )

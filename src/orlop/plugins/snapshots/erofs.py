@@ -42,7 +42,7 @@ from orlop.core.diff import erofs
 from orlop.core.kinds import SNAPSHOTTER
 from orlop.core.mount import Mount, idmap
 from orlop.core.mount.options import parse
-from orlop.core.mount.perform import mount_all, temp_mount, unmount
+from orlop.core.mount.perform import TEMPORARY, mount_all, temp_mount, unmount
 from orlop.core.plugin import Context, Registration, SkipPlugin
 from orlop.core.snapshots import Kind, Snapshot, Snapshotter, Usage
 from orlop.core.snapshots.directories import Directories, usage
@@ -98,6 +98,10 @@ class Erofs(Snapshotter):
         self.exports = {"root": os.fspath(root), "images": "loop" if over_loop else "file"}
         for directory in (self._mounted, self._mapped):
             os.makedirs(directory, 0o700, exist_ok=True)
+        for left in root.glob(f"{TEMPORARY}*"):  # of a check whose daemon was killed
+            with contextlib.suppress(OSError, OrlopError):
+                unmount(os.fspath(left), detach=True)
+                left.rmdir()
         for number in self._numbers_mounted():
             for point in self._points(number):
                 _rmdir(point)
@@ -160,9 +164,8 @@ class Erofs(Snapshotter):
             yield self._directories.files(number)
             return
         _check(image)
-        with temp_mount(
-            [Mount(type="erofs", source=image, options=("ro",))], os.fspath(self._directories.root)
-        ) as path:
+        mount = _mount_of(image, over_loop=self._over_loop)
+        with temp_mount([mount], os.fspath(self._directories.root)) as path:
             yield path
 
     def exchanged(self, number: int) -> None:

@@ -52,7 +52,7 @@ def test_ids_that_are_no_identifiers_make_nothing(bundles, name):
 def test_a_spec_that_is_no_json_leaves_nothing(bundles):
     with pytest.raises(InvalidArgumentError, match="runtime spec cannot be read"):
         bundles.create("ns", "web", SPEC_TYPE, b"{")
-    assert list(bundles) == []
+    assert bundles.found() == []
     assert not (bundles.state / "ns" / "web").exists()
 
 
@@ -68,7 +68,8 @@ def test_listing_finds_bundles_and_finishes_deletions(bundles):
     for name in ("b", "a"):
         bundles.create("ns", name, SPEC_TYPE, b"{}")
     (bundles.state / "ns" / "a").rename(bundles.state / "ns" / ".a")
-    assert [bundle.id for bundle in bundles] == ["b"]
+    (bundles.root / "ns" / "of-a-boot-before").mkdir()
+    assert [bundle.id for bundle in bundles.swept()] == ["b"]
     assert not (bundles.state / "ns" / ".a").exists()
 
 
