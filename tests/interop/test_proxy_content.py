@@ -5,6 +5,7 @@ neither daemon serves such a store. `bare` does.
 """
 
 import contextlib
+import functools
 import io
 import os
 import random
@@ -65,6 +66,9 @@ class There:
     def digests(self) -> set[str]:
         with self.client() as one:
             return digests(one)
+
+    def has_only(self, digest: str) -> bool:
+        return self.digests() == {digest}
 
     def is_empty(self) -> bool:
         with self.client() as one:
@@ -281,8 +285,11 @@ def test_one_that_is_stuck_holds_up_who_needs_it_and_nobody_else(
     until(There(daemon, far).is_empty)
 
 
-def test_our_daemon_is_killed_at_any_time(far: Engine, new_orlopd: Callable[..., Orlopd], busybox_image: Image) -> None:
+def test_our_daemon_is_killed_at_any_time(
+    containerd: Containerd, new_orlopd: Callable[..., Orlopd], busybox_image: Image
+) -> None:
     """Imports and deletions, and SIGKILL somewhere in them: bytes without rows are swept, rows have their bytes."""
+    far = containerd
     daemon = new_orlopd(config=proxied(far.address))
     dice = random.Random(7)
     there = There(daemon, far)
@@ -320,8 +327,113 @@ def test_our_daemon_is_killed_at_any_time(far: Engine, new_orlopd: Callable[...,
         until(there.is_empty)
 
 
+class Points:
+    """Fail points of a daemon; see `orlop.base.failpoints`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(mode=0o700)
+
+    def arm(self, name: str, action: str) -> None:
+        self.disarm()
+        (self.directory / "new").write_text(f"{name} {action}")
+        (self.directory / "new").rename(self.directory / "armed")
+
+    def disarm(self) -> None:
+        for name in ("armed", "turns", "done", "passed"):
+            (self.directory / name).unlink(missing_ok=True)
+
+    def struck(self) -> bool:
+        return (self.directory / "done").exists()
+
+
+WRITING = ("content.ingest.written", "content.commit.renamed", "metadata.batch.committed", "content.commit.recorded")
+DELETING = ("metadata.batch.applied", "trash.take.renamed", "metadata.batch.committed")
+
+
+def write(daemon: Orlopd, namespace: str, data: bytes) -> str:
+    with client(daemon, namespace) as here:
+        return here.content.write("r", data, labels={GC_ROOT: "x"})
+
+
+def failing(failures: list[OrlopError], daemon: Orlopd, namespace: str, data: bytes) -> None:
+    try:
+        write(daemon, namespace, data)
+    except OrlopError as error:
+        failures.append(error)
+
+
+def read(daemon: Orlopd, namespace: str, digest: str) -> bytes:
+    with client(daemon, namespace) as here:
+        return b"".join(here.content.chunks(digest))
+
+
+@pytest.mark.parametrize("dies", ["here", "there"])
+def test_one_of_both_dies_at_each_step_of_a_write_there(
+    new_orlopd: Callable[..., Orlopd], short_directory: Path, namespace: str, dies: str
+) -> None:
+    """The other side stands still at a step; then it is killed, or we are. Whoever writes again gets there."""
+    points = Points(short_directory / f"points-{dies}")
+    far = new_orlopd(env={"ORLOP_FAILPOINTS": str(points.directory)})
+    daemon = new_orlopd(config=proxied(far.address))
+    there = There(daemon, far)
+    for at, point in enumerate(WRITING):
+        data = b"%d " % at * 50_000
+        points.arm(point, "hold")
+        failures: list[OrlopError] = []
+        thread = threading.Thread(target=failing, args=(failures, daemon, namespace, data))
+        thread.start()
+        until(points.struck)
+        (far if dies == "there" else daemon).kill()
+        points.disarm()
+        (far if dies == "there" else daemon).start()
+        thread.join()
+        assert len(failures) == 1, point
+        assert isinstance(failures[0], UnavailableError), point
+        digest = patiently(functools.partial(write, daemon, namespace, data))
+        assert read(daemon, namespace, digest) == data
+        with client(daemon, namespace) as here:
+            assert not here.content.ingests()
+            here.content.delete(digest)
+        until(there.is_empty)
+
+
+@pytest.mark.parametrize("dies", ["here", "there"])
+def test_one_of_both_dies_at_each_step_of_a_deletion_there(
+    new_orlopd: Callable[..., Orlopd], short_directory: Path, namespace: str, dies: str
+) -> None:
+    """It is not known what became of the deletion; whoever writes the same bytes afterwards has them."""
+    points = Points(short_directory / f"undone-{dies}")
+    far = new_orlopd(env={"ORLOP_FAILPOINTS": str(points.directory)}, config=COLLECT_ON_REQUEST)
+    daemon = new_orlopd(config=proxied(far.address))
+    there = There(daemon, far)
+    data = b"bytes" * 1000
+    for point in DELETING:
+        digest = patiently(lambda: write(daemon, namespace, data))
+        points.arm(point, "hold")
+        with client(daemon, namespace) as here:
+            here.content.delete(digest)
+        until(points.struck)
+        if dies == "here":
+            daemon.kill()
+            daemon.start()
+        else:
+            far.kill()
+        points.disarm()
+        if dies == "there":
+            far.start()
+        patiently(lambda: write(daemon, f"{namespace}-other", data))
+        with client(daemon, f"{namespace}-other") as other:
+            # Another deletion and its answer: what was asked for before has been done, if it is.
+            other.content.delete(write(daemon, f"{namespace}-other", b"more"))
+            until(functools.partial(there.has_only, digest))
+            assert read(daemon, f"{namespace}-other", digest) == data
+            other.content.delete(digest)
+        until(there.is_empty)
+
+
 def test_two_stores_at_once_are_refused_as_containerd_does(new_orlopd: Callable[..., Orlopd], orlopd: Orlopd) -> None:
-    """containerd's metadata plug-in takes the single one (GetSingle, since 1.7; 1.6 took any)."""
+    """containerd's metadata plug-in takes the single one (GetSingle, since 2.0; before, any)."""
     daemon = new_orlopd(config=proxied(orlopd.address).replace(OFF, ""))
     with client(daemon, "default") as here:
         plugins = {(one.type, one.id): str(one.error or "") for one in here.introspection.plugins()}
