@@ -57,7 +57,8 @@ class Stage:
     def layer_with(self, path: str, snapshotter: str) -> tuple[int, str]:
         """Number and name of the lowest layer that holds a file."""
         for number, name in self.rows(
-            "SELECT number, name FROM snapshots WHERE namespace = ? AND snapshotter = ? AND kind = 3 ORDER BY number",
+            "SELECT coalesce(layer, number) AS bytes, name FROM snapshots"
+            " WHERE namespace = ? AND snapshotter = ? AND kind = 3 ORDER BY bytes",
             self.ctr.namespace,
             snapshotter,
         ):

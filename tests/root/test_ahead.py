@@ -6,8 +6,9 @@ import functools
 import gzip
 import json
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any, ParamSpec
 
 import pytest
 
@@ -145,11 +146,14 @@ async def _until(condition) -> None:
             await asyncio.sleep(0.01)
 
 
-def looped(test):
+P = ParamSpec("P")
+
+
+def looped(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Let pytest run a test that is a coroutine."""
 
     @functools.wraps(test)
-    def run(*arguments, **named):
+    def run(*arguments: P.args, **named: P.kwargs) -> None:
         asyncio.run(test(*arguments, **named))
 
     return run

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from orlop.base.labels import UNCOMPRESSED
+from orlop.core.snapshots.rows import bytes_of
 from orlop.plugins.snapshots.erofs import IMAGE
 from tools import residue
 from tools.crash.stage import EXPIRE, NAMESPACE, Stage
@@ -48,9 +49,9 @@ def picture(stage: Stage) -> Picture:
                 name = next(str(values[key]) for key in ("ref", "digest", "id", "name") if key in values)
                 found[f"{table} {values.get('namespace', '')} {name}"] = json.dumps(values, sort_keys=True)
         rows = {row["number"]: row for row in db.execute("SELECT * FROM snapshots")}
-        for number, row in rows.items():
+        for row in rows.values():
             parent = rows[row["parent"]]["name"] if row["parent"] else ""
-            home = stage.daemon.root / "snapshots" / row["snapshotter"] / str(number)
+            home = stage.daemon.root / "snapshots" / row["snapshotter"] / str(bytes_of(row))
             said = {"parent": parent, "kind": row["kind"], "labels": _plain(row["labels"]), "files": tree(home)}
             found[f"snapshot {row['namespace']} {row['snapshotter']} {row['name']}"] = json.dumps(said, sort_keys=True)
     return found
@@ -84,7 +85,9 @@ def _problems(stage: Stage, *, empty: bool) -> Iterator[str]:
     with stage.database() as db:
         blobs = {row["digest"] for row in db.execute("SELECT digest FROM blobs")}
         ingests = {row["key"] for row in db.execute("SELECT key FROM ingests")}
-        snapshots = {(row["snapshotter"], str(row["number"])) for row in db.execute("SELECT * FROM snapshots")}
+        snapshots = {(row["snapshotter"], str(bytes_of(row))) for row in db.execute("SELECT * FROM snapshots")}
+        layers = {(row["snapshotter"], str(row["number"])) for row in db.execute("SELECT * FROM layers")}
+        referred = {str(row["layer"]) for row in db.execute("SELECT layer FROM snapshots WHERE layer IS NOT NULL")}
         trash = [row["path"] for row in db.execute("SELECT path FROM trash")]
         mounts = {str(row["number"]) for row in db.execute("SELECT number FROM mounts")}
     yield from (f"a row of the trash: {path}" for path in trash)
@@ -104,6 +107,8 @@ def _problems(stage: Stage, *, empty: bool) -> Iterator[str]:
         for name in _names(root / f"snapshots/{snapshotter}")
         if name.startswith(".") or name.isdecimal()
     }
+    snapshots |= layers
+    yield from (f"a layer that no snapshot consists of: {one}" for one in layers if one[1] not in referred)
     yield from (f"a snapshot without a directory: {one}" for one in snapshots - directories)
     yield from (f"a snapshot's directory without a row: {one}" for one in directories - snapshots)
     yield from (f"mounts without a row: {name}" for name in set(_names(stage.daemon.state / MOUNTS)) - mounts)
@@ -115,7 +120,7 @@ def _problems(stage: Stage, *, empty: bool) -> Iterator[str]:
 def _strays(stage: Stage) -> Iterator[str]:
     """Processes, mounts, cgroups and files that nobody answers for."""
     with stage.database() as db:
-        layers = {str(row["number"]) for row in db.execute("SELECT number FROM snapshots WHERE snapshotter = 'erofs'")}
+        layers = {str(bytes_of(row)) for row in db.execute("SELECT * FROM snapshots WHERE snapshotter = 'erofs'")}
     known = {f"{stage.daemon.root}/snapshots/erofs/mounted/{number}" for number in layers}
     with stage.database() as db:
         numbers = [str(row["number"]) for row in db.execute("SELECT number FROM mounts")]

@@ -47,6 +47,8 @@ POINTS: Final[dict[str, str]] = {
     "snapshots.prepare.filled": "what is in it; no row",
     "snapshots.commit.synced": "the files of a snapshot that is committed; its row is that of an active one",
     "snapshots.flush.synced": "the files of those that were committed before; their rows do not say so",
+    "snapshots.layer.filled": "a layer that snapshots will have in common; no row",
+    "snapshots.layer.recorded": "its row, and those of the active snapshots that refer to it",
     "snapshots.remove.freed": "what a snapshotter had beside the directory of a snapshot that has gone",
     "native.prepare.copied": "the files of the parent",
     "erofs.layer.mounted": "a layer's image",

@@ -210,9 +210,20 @@ class Ahead:
             for position in range(image.reached + 1, min(image.reached + 1 + WINDOW, len(image.layers))):
                 if running >= self._atonce:
                     return
-                if position not in image.begun and self._here(image.namespace, image.layers[position]):
+                if position in image.begun or self._has_another(image, image.layers[position].digest):
+                    continue
+                if self._here(image.namespace, image.layers[position]):
                     self._begin(image, position)
                     running += 1
+
+    def _has_another(self, image: _Image, digest: str) -> bool:
+        """Whether the layer has been begun for another namespace or image, whose spare will do; see `_pop`."""
+        return any(
+            other.layers[position].digest == digest
+            for other in self._images.values()
+            if other is not image and other.root == image.root
+            for position in other.spares
+        )
 
     def _begin(self, image: _Image, position: int) -> None:
         self._number += 1
@@ -232,9 +243,12 @@ class Ahead:
             asyncio.get_running_loop().call_soon(self._go)
 
     def _pop(self, namespace: str, digest: str, root: Path) -> _Spare | None:
-        """The lowest spare of that layer, which is the caller's from now on."""
-        for image in self._images.values():
-            if image.namespace != namespace or image.root != root:
+        """The lowest spare of that layer, the namespace's own if it has one; it is the caller's from now on.
+
+        Another's is as good: whoever asks has the blob, and from outside nobody can write to a spare.
+        """
+        for image in sorted(self._images.values(), key=lambda one: one.namespace != namespace):
+            if image.root != root:
                 continue
             for position in sorted(image.spares):
                 if image.layers[position].digest == digest:

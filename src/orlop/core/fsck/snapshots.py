@@ -37,9 +37,11 @@ from orlop.core.snapshots.store import Store
 from orlop.core.snapshots.stores import Stores
 
 _ROWS: Final = """
-    SELECT s.number, s.namespace, s.name, s.kind, s.synced_at, s.size_bytes, s.labels, s.parent, p.name AS parent_name
+    SELECT s.number, s.namespace, s.name, s.kind, s.synced_at, s.size_bytes, s.labels, s.parent, s.layer,
+        p.name AS parent_name
     FROM snapshots AS s LEFT JOIN snapshots AS p ON p.number = s.parent WHERE s.snapshotter = ? ORDER BY s.number
 """
+_LAYERS: Final = "SELECT number FROM layers WHERE snapshotter = ?"
 _WAIT_S: Final = 0.2
 _AGAIN: Final = "removing it and what is built on it: its image is then unpacked again"
 _LOST: Final = "may be incomplete: its files were not on disk when the machine or the disk failed"
@@ -86,20 +88,26 @@ class _Looking:
         return self.check.db
 
     def run(self) -> Iterator[Finding | Unchecked]:
-        before = {row["number"] for row in self.db.all(_ROWS, (self.store.name,))}
+        before = {rows.bytes_of(row) for row in self.db.all(_ROWS, (self.store.name,))}
         on_disk = set(self.store.snapshotter.numbers())
         known = self.db.all(_ROWS, (self.store.name,))
-        yield from self._orphans(sorted(on_disk - {row["number"] for row in known}))
+        layers = {row["number"] for row in self.db.all(_LAYERS, (self.store.name,))}
+        yield from self._orphans(sorted(on_disk - layers - {rows.bytes_of(row) for row in known}))
         damaged: set[int] = set()
+        seen: set[int] = set()
         for row in _from_below(known):
             self.order.go_on()
-            for one in self._snapshot(row, row["number"] in before - on_disk, damaged):
+            number = rows.bytes_of(row)
+            if number in seen:
+                continue  # a layer that was looked at for another who has it
+            seen.add(number)
+            for one in self._snapshot(row, number in before - on_disk, damaged):
                 if not (isinstance(one, Finding) and one.mended):
                     damaged.add(row["number"])
                 yield one
 
     def _snapshot(self, row: rows.Row, may_be_missing: bool, damaged: set[int]) -> Iterator[Finding | Unchecked]:
-        if may_be_missing and self._is_missing(row["number"]):
+        if may_be_missing and self._is_missing(rows.bytes_of(row)):
             yield self._missing(row)
         elif row["synced_at"] == rows.LOST:
             yield self._rebuilt(row, "snapshot-lost", _LOST)
@@ -131,10 +139,11 @@ class _Looking:
 
     def _replaced(self, row: rows.Row) -> Iterator[Finding]:
         """What nobody can have mounted any more."""
-        for path in replaced(self.store, row["number"]):
+        number = rows.bytes_of(row)
+        for path in replaced(self.store, number):
 
             def remove(tx: Transaction, path: Path = path) -> bool | None:
-                if not path.exists() or has_users(tx, row["number"]):
+                if not path.exists() or has_users(tx, number):
                     return None
                 return self.order.repair and self.check.trash.take(tx, path)
 
@@ -143,7 +152,7 @@ class _Looking:
                 yield Finding(
                     kind="layer-replaced",
                     object=str(path),
-                    namespaces=(row["namespace"],),
+                    namespaces=self._namespaces(row),
                     wrong="was kept for those who had it mounted, and nobody has",
                     mends="thrown away" if gone else "--repair throws it away",
                     mended=gone,
@@ -161,11 +170,12 @@ class _Looking:
         wrong = "there is a record of it, but its files have gone"
         store, repair = self.store, self.order.repair
         again = row["kind"] != Kind.COMMITTED and upkeep.can_make_again(store)
-        done = self.db.write_sync(lambda tx: upkeep.without_bytes(tx, store, row["number"])) if repair else None
+        number = rows.bytes_of(row)
+        done = self.db.write_sync(lambda tx: upkeep.without_bytes(tx, store, number)) if repair else None
         if not again:  # a committed one is refused from now on, so that nobody builds on nothing
             return self._rebuilt(row, "snapshot-missing", wrong)
         mends = "made again, empty: what was written to it is lost" if done else "--repair makes it again, empty"
-        return _of(store, row, kind="snapshot-missing", wrong=wrong, mends=mends).after(bool(done))
+        return self._of(row, kind="snapshot-missing", wrong=wrong, mends=mends).after(bool(done))
 
     # Layers and their blobs.
 
@@ -174,14 +184,14 @@ class _Looking:
         found = self.known.find(row["namespace"], row["name"])
         labels = decode_map(row["labels"])
         mapped = UID_MAPPING in labels or GID_MAPPING in labels  # owners are not those of the blob
-        able = self.store.snapshotter.opened(row["number"]) is not None and row["kind"] == Kind.COMMITTED
+        able = self.store.snapshotter.opened(rows.bytes_of(row)) is not None and row["kind"] == Kind.COMMITTED
         if found is None or not able or mapped or found.blob.digest in self.order.damaged:
             return None
         return found if found.parent == (row["parent_name"] or "") else None
 
     def _rebuilt(self, row: rows.Row, kind: str, wrong: str) -> Finding | Unchecked:
         """A snapshot whose files count for nothing: put its layer in its place."""
-        found = _of(self.store, row, kind=kind, wrong=wrong, mends=_AGAIN)
+        found = self._of(row, kind=kind, wrong=wrong, mends=_AGAIN)
         source = self._source(row)
         if not self.order.repair or source is None:
             return found.after(False, f"--repair unpacks it from {source.blob.digest}" if source else "")
@@ -194,12 +204,12 @@ class _Looking:
         return found
 
     def _layer(self, row: rows.Row, source: Source) -> Iterator[Finding | Unchecked]:
-        if not has_room(self.store, row["number"], row["size_bytes"]):
+        if not has_room(self.store, rows.bytes_of(row), row["size_bytes"]):
             yield self._unchecked(row, "there is no space to unpack it beside")
             return
         try:
             with self._unpacked(row, source) as again:
-                wrong = self._difference(row["number"], again.spare)
+                wrong = self._difference(rows.bytes_of(row), again.spare)
                 if wrong is None or not self._is_here(row):
                     return
                 yield self._changed(row, source, again, wrong)
@@ -208,7 +218,7 @@ class _Looking:
                 yield self._unchecked(row, str(error))
 
     def _changed(self, row: rows.Row, source: Source, again: Rebuilding, wrong: str) -> Finding:
-        found = _of(self.store, row, kind="layer-changed", wrong=wrong, mends="")
+        found = self._of(row, kind="layer-changed", wrong=wrong, mends="")
         if not self.order.repair:
             return found.after(False, f"--repair unpacks it again from {source.blob.digest}")
         if not again.take_the_place():
@@ -222,7 +232,7 @@ class _Looking:
         """The snapshot's layer, unpacked beside it."""
         labels = inherited(decode_map(row["labels"]))
         labels.pop(SNAPSHOT_REF, None)  # says what the content is to those who have it already
-        with Rebuilding(self.db, self.store, row["number"], row["parent"], labels) as again:
+        with Rebuilding(self.db, self.store, row, labels) as again:
             applied = self.order.wait(
                 first_able(self.check.differs, lambda one: one.apply(source.namespace, source.blob, again.mounts))
             )
@@ -253,22 +263,28 @@ class _Looking:
         query = "SELECT 1 FROM content WHERE namespace = ? AND digest = ?"
         return self.db.one(query, (source.namespace, source.blob.digest)) is not None
 
+    def _of(self, row: rows.Row, *, kind: str, wrong: str, mends: str) -> Finding:
+        return Finding(
+            kind=kind,
+            object=f"{self.store.name}/{row['name']}",
+            namespaces=self._namespaces(row),
+            wrong=wrong,
+            mends=mends,
+        )
+
+    def _namespaces(self, row: rows.Row) -> tuple[str, ...]:
+        """Those whose snapshots have a row's bytes."""
+        if rows.bytes_of(row) == row["number"]:
+            return (row["namespace"],)
+        query = "SELECT DISTINCT namespace FROM snapshots WHERE layer = ? ORDER BY namespace"
+        return tuple(found["namespace"] for found in self.db.all(query, (row["layer"],)))
+
     def _unchecked(self, row: rows.Row, why: str) -> Unchecked:
         return Unchecked(what=f"layer {self.store.name}/{row['name']} ({row['namespace']})", why=why)
 
 
 def _is_nobodys(tx: Transaction, store: Store, number: int) -> bool:
-    return not store.is_moving(number) and tx.one("SELECT 1 FROM snapshots WHERE number = ?", (number,)) is None
-
-
-def _of(store: Store, row: rows.Row, *, kind: str, wrong: str, mends: str) -> Finding:
-    return Finding(
-        kind=kind,
-        object=f"{store.name}/{row['name']}",
-        namespaces=(row["namespace"],),
-        wrong=wrong,
-        mends=mends,
-    )
+    return not store.is_moving(number) and not upkeep.has_row(tx, number)
 
 
 def _from_below(known: Sequence[rows.Row]) -> list[rows.Row]:

@@ -16,7 +16,9 @@ Labels, annotations and extensions are JSON objects of strings (extensions: base
     blobs             digest                        the bytes in content/blobs, once for all namespaces
     content           namespace, digest             a namespace's right to a blob, with its labels
     ingests           namespace, ref                an unfinished write; its bytes lie in content/ingest/<key>
-    snapshots         number                        namespace + snapshotter + name; parent is another row's number
+    snapshots         number                        namespace + snapshotter + name; parent is another row's number;
+                                                    layer is set where the bytes are a layer's
+    layers            number                        an unpacked layer that snapshots of any namespace consist of
     leases            namespace, id                 labels (expiry among them)
     lease_resources   namespace, lease, type, id    what a lease holds: content, snapshots/<name>, ingests, images
     mounts            number                        namespace + name of an activation; what was mounted, what is left
@@ -174,5 +176,27 @@ CREATE INDEX containers_restarted ON containers (namespace, id) WHERE {RESTARTED
 CREATE INDEX ingests_expected ON ingests (expected);
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _MOUNTS, _INDEXES)
+# `below` has the numbers of the bytes that the layer was unpacked onto, the nearest first: "9,7". `synced_at` is as in
+# `snapshots`. Numbers are taken from those of the snapshots.
+_LAYERS: Final = """
+CREATE TABLE layers (
+    number INTEGER PRIMARY KEY,
+    snapshotter TEXT NOT NULL,
+    below TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    media_type TEXT NOT NULL,
+    diff_id TEXT NOT NULL,
+    tar_bytes INTEGER NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    inodes INTEGER NOT NULL,
+    synced_at INTEGER,
+    created_at INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX layers_digest ON layers (snapshotter, digest);
+ALTER TABLE snapshots ADD COLUMN layer INTEGER REFERENCES layers (number);
+CREATE INDEX snapshots_layer ON snapshots (layer);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _MOUNTS, _INDEXES, _LAYERS)
 VERSION: Final = len(MIGRATIONS)

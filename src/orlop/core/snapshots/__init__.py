@@ -119,6 +119,8 @@ class Snapshotter(Protocol):
         quick: which of `prepare` and `mounts` are quick.
         whole: a snapshot holds its parents' files too, so that it takes more than the layer unpacked into it.
         stacked: a snapshot holds its own layer alone, whatever is in those below.
+        shares: a number may be a parent in several chains, in any place where the same numbers are below it, so that
+            snapshots can have a layer in common (`core.snapshots.layers`). Takes `untouched`.
         capabilities: words for introspection that clients look for: `rebase` (a parent may be chosen at commit),
             `remap-ids` (mounts take the id mapping of the labels).
         exports: facts for introspection, such as `root`.
@@ -127,6 +129,7 @@ class Snapshotter(Protocol):
     quick: frozenset[str] = frozenset()
     whole: bool = False
     stacked: bool = False
+    shares: bool = False
     capabilities: Sequence[str] = ()
     exports: Mapping[str, str] = {}
 
@@ -200,6 +203,10 @@ class Snapshotter(Protocol):
         snapshot.
         """
         return None
+
+    def untouched(self, snapshot: Snapshot) -> bool:
+        """Whether an active snapshot is as `prepare` made it; asked where `shares`."""
+        return False
 
     def shown_labels(self, number: int, kind: Kind) -> Mapping[str, str]:
         """Labels that clients see of a snapshot beside its own; quick. They are stored nowhere."""

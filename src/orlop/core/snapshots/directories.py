@@ -81,6 +81,16 @@ class Directories:
                     os.rmdir(path)
             raise
 
+    def is_fresh(self, number: int, owner: tuple[int, int] | None) -> bool:
+        """Whether the files' directory is as `make` made it with that owner: empty, of that owner and mode."""
+        path = self.files(number)
+        found = os.stat(path)
+        wanted = (0o755, *(owner or (os.geteuid(), os.getegid())))
+        if (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) != wanted:
+            return False
+        with os.scandir(path) as entries:
+            return next(entries, None) is None
+
     def numbers(self) -> list[int]:
         """Of every directory that is there; what is not named by a number is not ours."""
         with os.scandir(self.root) as entries:

@@ -11,7 +11,7 @@ from orlop.base import errdefs
 from orlop.base import labels as labelling
 from orlop.core.metadata import Transaction, leases
 from orlop.core.metadata.rows import decode_map, encode_map
-from orlop.core.snapshots import Kind, Snapshot, Usage, events, inherited, rows
+from orlop.core.snapshots import Kind, Snapshot, Usage, events, inherited, layer_rows, rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +32,33 @@ class Creation:
         return self.labels.get(labelling.SNAPSHOT_REF, "")
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """An active snapshot that can be committed.
+
+    Attributes:
+        snapshot: with the parents that it will have.
+        parent: the number of the row of the nearest.
+        layer: number of the layer that it consists of, if it does.
+    """
+
+    snapshot: Snapshot
+    parent: int | None
+    layer: int | None
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What must not change while it is committed."""
+        return self.snapshot.number, self.snapshot.parents, self.parent, self.layer
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """What `commit` is asked for, and what has been found out for it.
 
     Attributes:
-        snapshot: the active one with the parents it will have; None if the name is taken.
-        synced: whether its files are on disk.
+        ready: what is to be committed; None if the name is taken.
+        synced: whether its files are on disk; of a layer's its row knows.
     """
 
     namespace: str
@@ -47,7 +67,7 @@ class Commit:
     parent: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     lease: str = ""
-    snapshot: Snapshot | None = None
+    ready: Ready | None = None
     usage: Usage = field(default_factory=Usage)
     synced: bool = True
 
@@ -100,6 +120,8 @@ class Ledger:
             was_there: the snapshotter has it committed already, under the creation's target.
         """
         name = creation.target if was_there else creation.key
+        below = rows.find(tx, creation.namespace, self.name, creation.parent) if creation.parent else None
+        parent = below["number"] if below is not None else None
         tx.ensure_namespace(creation.namespace)
         self.hold(tx, creation.namespace, creation.lease, name)
         tx.execute(
@@ -110,7 +132,7 @@ class Ledger:
                 creation.namespace,
                 self.name,
                 name,
-                snapshot.parents[0] if snapshot.parents else None,
+                parent,
                 Kind.COMMITTED if was_there else creation.kind,
                 tx.now if was_there else None,
                 creation.owner_uid,
@@ -120,8 +142,8 @@ class Ledger:
                 encode_map(creation.labels),
             ),
         )
-        if snapshot.parents:
-            tx.execute("UPDATE snapshots SET used_at = ? WHERE number = ?", (tx.now, snapshot.parents[0]))
+        if parent is not None:
+            tx.execute("UPDATE snapshots SET used_at = ? WHERE number = ?", (tx.now, parent))
         tx.mutated()
         if creation.kind == Kind.ACTIVE and not was_there:
             events.prepared(tx, creation.namespace, self.name, creation.key, creation.parent)
@@ -135,10 +157,14 @@ class Ledger:
         row = rows.get(queries, namespace, self.name, key)
         if row["kind"] == Kind.COMMITTED:
             raise errdefs.FailedPreconditionError(f"requested snapshot {key} not active nor view")
-        return as_snapshot(row, rows.chain(queries, row["parent"]))
+        parents = rows.chain(queries, row["parent"])
+        if row["layer"] is not None:
+            # What is written to it before it is committed lies above; see `Store.commit`.
+            parents = (layer_rows.get(queries, row["layer"], key)["number"], *parents)
+        return as_snapshot(row, parents)
 
-    def committable(self, queries: rows.Queries, commit: Commit) -> Snapshot | None:
-        """The active snapshot with the parents that it will have; None if the name is taken.
+    def committable(self, queries: rows.Queries, commit: Commit) -> Ready | None:
+        """The active snapshot; None if the name is taken.
 
         Raises:
             NotFoundError, FailedPreconditionError, …: see `Store.commit`.
@@ -151,7 +177,7 @@ class Ledger:
         number = row["parent"]
         if commit.parent and commit.parent != row["parent_name"]:
             number = self._new_parent(queries, commit, row["parent"])
-        return as_snapshot(row, rows.chain(queries, number))
+        return Ready(as_snapshot(row, rows.chain(queries, number)), number, row["layer"])
 
     def commit(self, tx: Transaction, commit: Commit) -> errdefs.AlreadyExistsError | None:
         """Turn an active snapshot's row into a committed one's; an error that is returned is to be raised."""
@@ -159,24 +185,26 @@ class Ledger:
         if now is None:
             self.hold(tx, commit.namespace, commit.lease, commit.name)
             return errdefs.AlreadyExistsError(f'snapshot "{commit.name}"')
-        found = commit.snapshot
-        if found is None or (now.number, now.parents) != (found.number, found.parents):
+        if commit.ready is None or now.identity != commit.ready.identity:
             raise errdefs.AbortedError(f'snapshot "{commit.key}": changed while it was committed')
+        synced_at = tx.now if commit.synced else None
+        if now.layer is not None:
+            synced_at = layer_rows.get(tx, now.layer, commit.key)["synced_at"]
         tx.execute(
             "UPDATE snapshots SET name = ?, kind = ?, parent = ?, labels = ?, size_bytes = ?, inodes = ?,"
             " synced_at = ?, created_at = ?, updated_at = ?, used_at = ? WHERE number = ?",
             (
                 commit.name,
                 Kind.COMMITTED,
-                found.parents[0] if found.parents else None,
+                now.parent,
                 encode_map(commit.labels),
                 commit.usage.size,
                 commit.usage.inodes,
-                tx.now if commit.synced else None,
+                synced_at,
                 tx.now,
                 tx.now,
                 tx.now,
-                found.number,
+                now.snapshot.number,
             ),
         )
         tx.quotas.added_bytes(tx, commit.namespace, commit.usage.size)
@@ -186,19 +214,22 @@ class Ledger:
         events.committed(tx, commit.namespace, self.name, commit.key, commit.name)
         return None
 
-    def delete(self, tx: Transaction, number: int) -> None:
-        """Delete the row of a snapshot without children.
+    def delete(self, tx: Transaction, number: int) -> list[int]:
+        """Delete the row of a snapshot without children, and return the numbers whose bytes nobody has any more.
 
         Raises:
             NotFoundError: no snapshot of this snapshotter has the number.
             sqlite3.IntegrityError: it has children.
         """
-        row = tx.one("SELECT namespace, name FROM snapshots WHERE number = ? AND snapshotter = ?", (number, self.name))
+        row = tx.one(
+            "SELECT namespace, name, layer FROM snapshots WHERE number = ? AND snapshotter = ?", (number, self.name)
+        )
         if row is None:
             raise errdefs.NotFoundError(f"snapshot number {number} does not exist")
         tx.execute("DELETE FROM snapshots WHERE number = ?", (number,))
         tx.mutated(deletion=True)
         events.removed(tx, row["namespace"], self.name, row["name"])
+        return [number, row["layer"]] if layer_rows.release(tx, row["layer"]) else [number]
 
     def relabel(self, tx: Transaction, number: int, labels: Mapping[str, str]) -> None:
         """Replace a snapshot's labels."""

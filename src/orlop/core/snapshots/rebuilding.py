@@ -20,7 +20,7 @@ from typing import Final, Self
 
 from orlop.core.metadata import Database, Transaction
 from orlop.core.mount import Mount
-from orlop.core.snapshots import Kind, Snapshot, rows
+from orlop.core.snapshots import Kind, Snapshot, layer_rows, rows
 from orlop.core.snapshots.directories import exchange
 from orlop.core.snapshots.store import Store
 
@@ -28,12 +28,17 @@ REPLACED: Final = ".replaced-"
 # Of a file system's space this much is left to others, beside what the snapshot took when it was committed.
 MARGIN_BYTES: Final = 64 << 20
 _USERS: Final = """
-    WITH RECURSIVE above (number, kind) AS (
-        SELECT number, kind FROM snapshots WHERE parent = ?
-        UNION ALL
+    WITH RECURSIVE own (number, kind) AS (
+        SELECT number, kind FROM snapshots WHERE number = ?1 OR layer = ?1
+    ),
+    above (number, kind) AS (
+        SELECT number, kind FROM own WHERE number <> ?1
+        UNION
+        SELECT s.number, s.kind FROM own JOIN snapshots AS s ON s.parent = own.number
+        UNION
         SELECT s.number, s.kind FROM above JOIN snapshots AS s ON s.parent = above.number
     )
-    SELECT 1 FROM above WHERE kind <> ? LIMIT 1
+    SELECT 1 FROM above WHERE kind <> ?2 LIMIT 1
 """
 
 
@@ -41,8 +46,7 @@ class Rebuilding:
     """A context manager that blocks; entering makes an active snapshot on the same parents.
 
     Args:
-        number: the committed snapshot.
-        parent: number of its parent, or None.
+        row: of the committed snapshot; what is made again are the bytes that it has, its own or a layer's.
         labels: those that its snapshotter is told.
 
     Raises on entering:
@@ -50,11 +54,11 @@ class Rebuilding:
         OSError, OrlopError: from the snapshotter.
     """
 
-    def __init__(self, db: Database, store: Store, number: int, parent: int | None, labels: Mapping[str, str]) -> None:
+    def __init__(self, db: Database, store: Store, row: rows.Row, labels: Mapping[str, str]) -> None:
         self._db = db
         self._store = store
-        self._number = number
-        self._parent = parent
+        self._row = row
+        self._number = rows.bytes_of(row)
         self._labels = labels
         self._stack = contextlib.ExitStack()
         self.mounts: list[Mount] = []
@@ -62,7 +66,7 @@ class Rebuilding:
 
     def __enter__(self) -> Self:
         snapshotter = self._store.snapshotter
-        parents = self._db.read(lambda queries: rows.chain(queries, self._parent))
+        parents = self._db.read(lambda queries: rows.chain(queries, self._row["parent"]))
         with contextlib.ExitStack() as stack:
             self.spare = self._store.take_spare()
             stack.callback(self._store.drop_spare, self.spare)
@@ -96,8 +100,10 @@ class Rebuilding:
         return here, there
 
     def _swap(self, tx: Transaction, here: Path, there: Path) -> bool:
-        row = tx.one("SELECT kind, parent FROM snapshots WHERE number = ?", (self._number,))
-        if row is None or row["kind"] != Kind.COMMITTED or row["parent"] != self._parent:
+        row = tx.one("SELECT kind, parent, layer FROM snapshots WHERE number = ?", (self._row["number"],))
+        if row is None or row["kind"] != Kind.COMMITTED:
+            return False
+        if (row["parent"], row["layer"]) != (self._row["parent"], self._row["layer"]):
             return False
         snapshotter = self._store.snapshotter
         tx.on_rollback(lambda: snapshotter.exchanged(self._number))  # the last one: all is as it was
@@ -114,13 +120,16 @@ class Rebuilding:
         snapshotter.exchanged(self._number)
         # Before the row says so: a row that is there and a rename that is not would be a snapshot that seems whole.
         _sync(there.parent)
-        tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (tx.now, self._number))
+        if row["layer"] is None:
+            tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (tx.now, self._number))
+        else:
+            layer_rows.synced(tx, self._number, tx.now)
         self._store.throw_away(tx, self.spare)
         return True
 
 
 def has_users(queries: rows.Queries, number: int) -> bool:
-    """Whether an active snapshot or a view lies above, so that somebody may have mounted what is here."""
+    """Whether an active snapshot or a view lies above the bytes of a number, so that somebody may have mounted them."""
     return queries.execute(_USERS, (number, Kind.COMMITTED)).fetchone() is not None
 
 

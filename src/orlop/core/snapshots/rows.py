@@ -17,18 +17,19 @@ LOST: Final = -1
 
 _COLUMNS: Final = """
     s.number, s.namespace, s.name, s.kind, s.labels, s.created_at, s.updated_at, s.size_bytes, s.inodes, s.synced_at,
-    s.parent, p.name AS parent_name FROM snapshots AS s LEFT JOIN snapshots AS p ON p.number = s.parent
+    s.parent, s.layer, p.name AS parent_name FROM snapshots AS s LEFT JOIN snapshots AS p ON p.number = s.parent
 """
 _BY_NAME: Final = f"SELECT {_COLUMNS} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?"
+_ACTIVE: Final = f"SELECT {_COLUMNS} WHERE s.number = ? AND s.snapshotter = ? AND s.kind = ?"
 _PAGE: Final = f"SELECT {_COLUMNS} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name > ? ORDER BY s.name LIMIT ?"
 _CHAIN: Final = """
-    WITH RECURSIVE chain (number, parent, name, synced_at, depth) AS (
-        SELECT number, parent, name, synced_at, 0 FROM snapshots WHERE number = ?
+    WITH RECURSIVE chain (bytes, parent, name, synced_at, depth) AS (
+        SELECT coalesce(layer, number), parent, name, synced_at, 0 FROM snapshots WHERE number = ?
         UNION ALL
-        SELECT s.number, s.parent, s.name, s.synced_at, chain.depth + 1
+        SELECT coalesce(s.layer, s.number), s.parent, s.name, s.synced_at, chain.depth + 1
         FROM chain JOIN snapshots AS s ON s.number = chain.parent
     )
-    SELECT number, name, synced_at FROM chain ORDER BY depth
+    SELECT bytes, name, synced_at FROM chain ORDER BY depth
 """
 
 
@@ -56,13 +57,21 @@ def get(queries: Queries, namespace: str, snapshotter: str, name: str) -> sqlite
     return row
 
 
+def active(queries: Queries, snapshotter: str, number: int) -> sqlite3.Row | None:
+    """The row of an active snapshot, by its number."""
+    row: sqlite3.Row | None = queries.execute(_ACTIVE, (number, snapshotter, Kind.ACTIVE)).fetchone()
+    return row
+
+
 def page(queries: Queries, namespace: str, snapshotter: str, after: str, limit: int) -> list[sqlite3.Row]:
     """The next rows in the order of their names (bytes)."""
     return queries.execute(_PAGE, (namespace, snapshotter, after, limit)).fetchall()
 
 
 def chain(queries: Queries, number: int | None) -> tuple[int, ...]:
-    """The number and those of all its parents, the nearest first; none for None.
+    """Where a committed snapshot and all its parents have their bytes, the nearest first: their numbers, or a layer's.
+
+    None are those of None.
 
     Raises:
         DataLossError: a snapshot of the chain may be incomplete since the machine stopped.
@@ -72,12 +81,23 @@ def chain(queries: Queries, number: int | None) -> tuple[int, ...]:
     rows = queries.execute(_CHAIN, (number,)).fetchall()
     for row in rows:
         if row["synced_at"] == LOST:
-            # The text says what to do: hints do not cross the wire.
-            raise errdefs.DataLossError(
-                f'snapshot "{row["name"]}" may be incomplete since the machine stopped before its files were on disk'
-                " (remove it and what is built on it, then unpack its image again)"
-            )
-    return tuple(row["number"] for row in rows)
+            raise lost(row["name"])
+    return tuple(row["bytes"] for row in rows)
+
+
+def lost(name: str) -> errdefs.DataLossError:
+    """What is said of a snapshot that is refused."""
+    # The text says what to do: hints do not cross the wire.
+    return errdefs.DataLossError(
+        f'snapshot "{name}" may be incomplete since the machine stopped before its files were on disk'
+        " (remove it and what is built on it, then unpack its image again)"
+    )
+
+
+def bytes_of(row: sqlite3.Row) -> int:
+    """The number under which a snapshot's bytes are: its own, or that of the layer that a committed one consists of."""
+    number: int = row["number"] if row["layer"] is None or row["kind"] != Kind.COMMITTED else row["layer"]
+    return number
 
 
 def has_children(queries: Queries, number: int) -> bool:

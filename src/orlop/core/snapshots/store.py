@@ -15,10 +15,8 @@ boot came between.
 
 import asyncio
 import contextlib
-import errno
 import functools
 import logging
-import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,11 +26,24 @@ from typing import Any, Final, TypeVar
 
 from orlop.base import errdefs, failpoints, fieldmask, filters
 from orlop.base import labels as labelling
+from orlop.core import trees
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.rows import check_key, decode_map
 from orlop.core.metadata.trash import Trash
-from orlop.core.mount import Mount, disk
-from orlop.core.snapshots import UNPACK_KEY_PREFIX, Info, Kind, Snapshot, Snapshotter, Usage, inherited, rows
+from orlop.core.mount import Mount
+from orlop.core.snapshots import (
+    UNPACK_KEY_PREFIX,
+    Info,
+    Kind,
+    Snapshot,
+    Snapshotter,
+    Usage,
+    inherited,
+    layer_rows,
+    rows,
+)
+from orlop.core.snapshots.failures import in_words
+from orlop.core.snapshots.layers import Layers
 from orlop.core.snapshots.ledger import Commit, Creation, Ledger, as_snapshot
 from orlop.core.snapshots.numbers import Numbers
 
@@ -41,13 +52,6 @@ T = TypeVar("T")
 log: Final = logging.getLogger(__name__)
 
 PAGE: Final = 100
-_CLASSES: Final[Mapping[int | None, type[errdefs.OrlopError]]] = {
-    errno.EBUSY: errdefs.FailedPreconditionError,
-    **dict.fromkeys(
-        (errno.EMLINK, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-        errdefs.ResourceExhaustedError,
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,15 @@ class Store:
         self._doomed: deque[int] = deque()
         self._going: set[int] = set()
         self._spare: set[int] = set()
+        self.layers = Layers(
+            name,
+            snapshotter,
+            db=db,
+            numbers=numbers,
+            executor=executor,
+            making=self.making,
+            unmake=self._unmake_later,
+        )
         self._removing = threading.Lock()
         self._frees = type(snapshotter).remove is not Snapshotter.remove
         self._shows_labels = type(snapshotter).shown_labels is not Snapshotter.shown_labels
@@ -123,7 +136,7 @@ class Store:
         found = rows.info(row)
         if not self._shows_labels:
             return found
-        more = self.snapshotter.shown_labels(row["number"], found.kind)
+        more = self.snapshotter.shown_labels(rows.bytes_of(row), found.kind)
         return replace(found, labels={**more, **found.labels}) if more else found
 
     def _page(self, namespace: str, after: str, queries: rows.Queries) -> list[rows.Row]:
@@ -149,7 +162,8 @@ class Store:
         if row["kind"] != Kind.ACTIVE:
             return Usage(row["size_bytes"], row["inodes"])
         snapshot = as_snapshot(row, self._db.read(lambda queries: rows.chain(queries, row["parent"])))
-        return await self._work(f'snapshot "{key}": measure', self.snapshotter.usage, snapshot)
+        measured = await self._work(f'snapshot "{key}": measure', self.snapshotter.usage, snapshot)
+        return measured if row["layer"] is None else measured + self._layer_usage(row["layer"], key)
 
     # -- making -----------------------------------------------------------------------------------------------------
 
@@ -240,18 +254,42 @@ class Store:
         check_key(name, "snapshot name")
         commit = Commit(namespace=namespace, name=name, key=key, parent=parent, labels=_checked(labels), lease=lease)
         found = self._db.read(lambda queries: self._ledger.committable(queries, commit))
-        if found is not None:
-            noted = self._applied.get(found.number) if key.startswith(UNPACK_KEY_PREFIX) else None
-            frozen = replace(found, labels=inherited(commit.labels))
+        if found is not None and found.layer is not None:
+            await self._require_untouched(found.snapshot.number, key)
+            commit = replace(commit, ready=found, usage=self._layer_usage(found.layer, key), synced=False)
+        elif found is not None:
+            noted = self._applied.get(found.snapshot.number) if key.startswith(UNPACK_KEY_PREFIX) else None
+            frozen = replace(found.snapshot, labels=inherited(commit.labels))
             usage = await self._work(f'snapshot "{key}": commit', self._freeze, frozen, noted)
-            commit = replace(commit, snapshot=found, usage=usage, synced=noted is None)
-        error = await self._db.write(lambda tx: self._ledger.commit(tx, commit))
+            commit = replace(commit, ready=found, usage=usage, synced=noted is None)
+        error = await self._db.write(lambda tx: self._write_commit(tx, commit))
         if error is not None:
             raise error
         if found is not None:
-            self._applied.pop(found.number, None)
+            self._applied.pop(found.snapshot.number, None)
         if not commit.synced and self.on_unsynced is not None:
             self.on_unsynced()
+
+    def _write_commit(self, tx: Transaction, commit: Commit) -> errdefs.AlreadyExistsError | None:
+        error = self._ledger.commit(tx, commit)
+        if error is None and commit.ready is not None and commit.ready.layer is not None:
+            self._throw_away(tx, [commit.ready.snapshot.number])  # its bytes are the layer's
+        return error
+
+    def _layer_usage(self, layer: int, key: str) -> Usage:
+        row = self._db.read(lambda queries: layer_rows.get(queries, layer, key))
+        return Usage(row["size_bytes"], row["inodes"])
+
+    async def _require_untouched(self, number: int, key: str) -> None:
+        row = self._db.read(lambda queries: rows.active(queries, self.name, number))
+        if row is None:
+            return  # the transaction says so
+        snapshot = as_snapshot(row, self._db.read(lambda queries: rows.chain(queries, row["parent"])))
+        if not await self._work(f'snapshot "{key}": commit', self.snapshotter.untouched, snapshot):
+            raise errdefs.FailedPreconditionError(
+                f'snapshot "{key}": something was written there beside the layer that was unpacked for it',
+                hint=f"prepare it under a key that does not begin with {UNPACK_KEY_PREFIX}",
+            )
 
     async def remove(self, namespace: str, key: str, *, lease: str = "") -> None:
         """Remove a snapshot of any kind that has no children; its bytes are unlinked later.
@@ -278,12 +316,7 @@ class Store:
             sqlite3.IntegrityError: it has children; remove those first.
             FailedPreconditionError: its directory is in use as a mount point.
         """
-        self._ledger.delete(tx, number)
-        self._going.add(number)
-        tx.on_rollback(lambda: self._going.discard(number))
-        tx.after_commit(lambda: self._let_go(number))
-        with _in_words(f"snapshot number {number}: remove"):
-            self.throw_away(tx, number)
+        self._throw_away(tx, self._ledger.delete(tx, number))
 
     async def update(self, namespace: str, name: str, labels: Mapping[str, str], *, paths: Sequence[str] = ()) -> Info:
         """Change labels: all of them, or the keys that `paths` names (`labels.<key>`); nothing else can be changed.
@@ -409,7 +442,7 @@ class Store:
     def _make(self, creation: Creation, snapshot: Snapshot) -> bool:
         """Have the snapshotter make it; True if it had the target of the request committed already."""
         try:
-            with _in_words(f'snapshot "{creation.key}": {"view" if creation.kind == Kind.VIEW else "prepare"}'):
+            with in_words(f'snapshot "{creation.key}": {"view" if creation.kind == Kind.VIEW else "prepare"}'):
                 self.snapshotter.prepare(snapshot)
         except errdefs.AlreadyExistsError:
             if creation.target:
@@ -451,6 +484,15 @@ class Store:
             self._spare.discard(number)
             self.making.discard(number)
 
+    def _throw_away(self, tx: Transaction, numbers: Sequence[int]) -> None:
+        """Throw the bytes of numbers away that have no row any more, or need them no more, as part of `tx`."""
+        for number in numbers:
+            self._going.add(number)
+            tx.on_rollback(functools.partial(self._going.discard, number))
+            tx.after_commit(functools.partial(self._let_go, number))
+            with in_words(f"snapshot number {number}: remove"):
+                self.throw_away(tx, number)
+
     def throw_away(self, tx: Transaction, number: int) -> bool:
         """Rename the directory of a snapshot without a row into the trash as part of `tx`; False if there is none."""
         home = self.snapshotter.home(number)
@@ -459,10 +501,11 @@ class Store:
     # -- outside ----------------------------------------------------------------------------------------------------
 
     def _unmake(self, number: int) -> None:
-        """Take back a snapshot that got no row. Its directory holds nothing yet, or copies."""
+        """Take back what got no row. Its directory holds nothing yet, copies, or a layer."""
         home = self.snapshotter.home(number)
         if home is not None:
-            shutil.rmtree(home, ignore_errors=True)  # what cannot be removed now is found by the next sweep
+            with contextlib.suppress(OSError):  # what cannot be removed now is found by the next sweep
+                trees.remove(home)
         self._let_go(number)
         self.making.discard(number)
 
@@ -502,7 +545,7 @@ class Store:
         return await self._work(f'snapshot "{key}": mounts', self.snapshotter.mounts, snapshot)
 
     async def _work(self, what: str, function: Callable[..., T], *arguments: Any) -> T:
-        with _in_words(what):
+        with in_words(what):
             return await asyncio.wrap_future(self._executor.submit(function, *arguments))
 
 
@@ -512,14 +555,3 @@ def _checked(labels: Mapping[str, str] | None) -> Mapping[str, str]:
     except errdefs.InvalidArgumentError as error:
         raise errdefs.InvalidArgumentError(f"info.Labels: {error.text}") from None
     return labels or {}
-
-
-@contextlib.contextmanager
-def _in_words(what: str) -> Iterator[None]:
-    """Say of an `OSError` what was being done to which snapshot."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _CLASSES:
-            raise _CLASSES[error.errno](f"{what}: {error}") from error
-        raise disk.failure(what, error.filename, error) from error

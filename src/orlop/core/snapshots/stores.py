@@ -14,6 +14,7 @@ from orlop.core.metadata.trash import Trash
 from orlop.core.mount import Mount
 from orlop.core.mount.options import value
 from orlop.core.snapshots import Snapshotter, Usage, upkeep
+from orlop.core.snapshots.layers import Shared
 from orlop.core.snapshots.numbers import Numbers
 from orlop.core.snapshots.store import Store
 
@@ -66,6 +67,10 @@ class Stores(Mapping[str, Store]):
         for store in self._stores.values():
             self._flush(store)
 
+    async def stop(self) -> None:
+        """Stop unpacking layers that snapshots have in common."""
+        await asyncio.gather(*(store.layers.close() for store in self._stores.values()))
+
     async def aclose(self) -> None:
         """Leave the context without blocking the event loop."""
         await asyncio.get_running_loop().run_in_executor(None, self.__exit__, None, None, None)
@@ -112,6 +117,19 @@ class Stores(Mapping[str, Store]):
             return None
         store, number = found
         return store.image(number)
+
+    async def shared(self, namespace: str, mounts: Sequence[Mount]) -> Shared | None:
+        """The snapshot that `mounts` are of, if it may have its layer in common with others; see `Layers.shared`."""
+        found = self._located(mounts)
+        if found is None:
+            return None
+        store, number = found
+        return await store.layers.shared(namespace, number, mounts)
+
+    def image_of(self, mounts: Sequence[Mount]) -> str | None:
+        """`image` for a layer that snapshots have in common: `mounts` are of its own number, which has no row yet."""
+        found = self._located(mounts)
+        return found[0].snapshotter.image(found[1]) if found is not None else None
 
     def _located(self, mounts: Sequence[Mount]) -> tuple[Store, int] | None:
         """The active snapshot that `mounts` write to."""

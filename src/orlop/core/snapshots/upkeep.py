@@ -16,7 +16,7 @@ from typing import Final
 
 from orlop.base import failpoints
 from orlop.core.metadata import Database, Transaction
-from orlop.core.snapshots import Kind, Snapshot, rows
+from orlop.core.snapshots import Kind, Snapshot, layer_rows, rows
 from orlop.core.snapshots.store import Store
 
 log: Final = logging.getLogger(__name__)
@@ -57,6 +57,9 @@ def mark_lost(db: Database, store: Store, boot: str) -> int:
             (rows.LOST, store.name, Kind.COMMITTED),
         )
         tx.execute(
+            "UPDATE layers SET synced_at = ? WHERE snapshotter = ? AND synced_at IS NULL", (rows.LOST, store.name)
+        )
+        tx.execute(
             "INSERT INTO facts (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
             (key, boot),
         )
@@ -79,53 +82,64 @@ def lost_snapshots(db: Database, store: Store) -> list[rows.Row]:
 
 
 def flush(db: Database, store: Store) -> int:
-    """Sync committed snapshots that are not yet; blocks. Returns how many there were.
+    """Sync committed snapshots and layers that are not yet; blocks. Returns how many there were.
 
     Raises:
         OSError: the disk does not take them. The kernel tells that once, and the next sync would succeed without the
             bytes, so they count as lost: refused, to be removed and unpacked again.
     """
     found = db.all(
-        "SELECT number FROM snapshots WHERE snapshotter = ? AND kind = ? AND synced_at IS NULL",
+        "SELECT number FROM snapshots WHERE snapshotter = ? AND kind = ? AND synced_at IS NULL AND layer IS NULL",
         (store.name, Kind.COMMITTED),
     )
-    if not found:
+    unsynced_layers = db.all("SELECT number FROM layers WHERE snapshotter = ? AND synced_at IS NULL", (store.name,))
+    if not found and not unsynced_layers:
         return 0
     numbers = [row["number"] for row in found]
+    of_layers = [row["number"] for row in unsynced_layers]
 
     def note(tx: Transaction, synced_at: int | None = None) -> None:
+        at = tx.now if synced_at is None else synced_at
         for number in numbers:
-            at = tx.now if synced_at is None else synced_at
             tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (at, number))
+        for number in of_layers:
+            layer_rows.synced(tx, number, at)
 
     try:
-        store.snapshotter.sync(numbers)
+        store.snapshotter.sync(numbers + of_layers)
         failpoints.reach("snapshots.flush.synced")
     except OSError:
         db.write_sync(lambda tx: note(tx, rows.LOST))
         raise
     db.write_sync(note)
-    return len(numbers)
+    return len(numbers) + len(of_layers)
 
 
 def sweep(db: Database, store: Store) -> Swept:
     """Bring bytes and rows together again; blocks, and may run while the store is used."""
     on_disk = sorted(store.snapshotter.numbers())
-    known = db.all("SELECT number, namespace, name, kind FROM snapshots WHERE snapshotter = ?", (store.name,))
-    orphans = set(on_disk) - {row["number"] for row in known}
+    known = db.all("SELECT number, namespace, name, kind, layer FROM snapshots WHERE snapshotter = ?", (store.name,))
+    shared = [row["number"] for row in db.all("SELECT number FROM layers WHERE snapshotter = ?", (store.name,))]
+    orphans = set(on_disk).difference(shared, (rows.bytes_of(row) for row in known))
     thrown_away = [number for number in sorted(orphans) if throw_away(db, store, number)]
     made_again: list[int] = []
     missing: list[int] = []
-    for row in known:
-        home = store.snapshotter.home(row["number"])
+    owners = {number: {"layer": number} for number in shared}
+    owners |= {
+        row["number"]: {"namespace": row["namespace"], "snapshot": row["name"]}
+        for row in known
+        if rows.bytes_of(row) == row["number"]
+    }
+    for number, owner in owners.items():
+        home = store.snapshotter.home(number)
         if home is None or os.path.isdir(home):
             continue
-        again = db.write_sync(lambda tx, row=row: without_bytes(tx, store, row["number"]))  # type: ignore[misc]
+        again = db.write_sync(lambda tx, number=number: without_bytes(tx, store, number))  # type: ignore[misc]
         if again is not None:
-            (made_again if again else missing).append(row["number"])
+            (made_again if again else missing).append(number)
             log.error(
                 "snapshot had no directory: made anew, empty" if again else "snapshot has no directory: refused",
-                extra={"namespace": row["namespace"], "snapshotter": store.name, "snapshot": row["name"]},
+                extra={"snapshotter": store.name, **owner},
             )
     return Swept(thrown_away=tuple(thrown_away), made_again=tuple(made_again), missing=tuple(missing))
 
@@ -134,7 +148,7 @@ def throw_away(db: Database, store: Store, number: int) -> bool:
     """Remove what has no row; under the writer's lock, because a row may just be on its way."""
 
     def write(tx: Transaction) -> bool:
-        if store.is_moving(number) or tx.one("SELECT 1 FROM snapshots WHERE number = ?", (number,)):
+        if store.is_moving(number) or has_row(tx, number):
             return False
         store.throw_away(tx, number)
         return True
@@ -146,6 +160,14 @@ def throw_away(db: Database, store: Store, number: int) -> bool:
     return gone
 
 
+def has_row(tx: Transaction, number: int) -> bool:
+    """Whether the bytes under a number are known: a layer's, or a snapshot's that does not consist of one."""
+    if tx.one("SELECT 1 FROM layers WHERE number = ?", (number,)):
+        return True
+    row = tx.one("SELECT number, kind, layer FROM snapshots WHERE number = ?", (number,))
+    return row is not None and rows.bytes_of(row) == number
+
+
 def has_no_bytes(tx: Transaction, store: Store, number: int) -> bool:
     """Whether there is a row and no directory. Removal renames and deletes in one transaction, so in here it is true.
 
@@ -154,7 +176,7 @@ def has_no_bytes(tx: Transaction, store: Store, number: int) -> bool:
     home = store.snapshotter.home(number)
     if home is None or os.path.isdir(home):
         return False
-    return tx.one("SELECT 1 FROM snapshots WHERE number = ?", (number,)) is not None
+    return has_row(tx, number)
 
 
 def can_make_again(store: Store) -> bool:
@@ -163,13 +185,16 @@ def can_make_again(store: Store) -> bool:
 
 
 def without_bytes(tx: Transaction, store: Store, number: int) -> bool | None:
-    """A row whose directory is not there: make an active one again (True), mark a committed one (False).
+    """A row whose directory is not there: make an active one again (True), mark a committed one or a layer (False).
 
     None if all is well by now.
     """
-    row = tx.one("SELECT parent, kind FROM snapshots WHERE number = ?", (number,))
-    if row is None or not has_no_bytes(tx, store, number):
+    if not has_no_bytes(tx, store, number):
         return None
+    row = tx.one("SELECT parent, kind FROM snapshots WHERE number = ?", (number,))
+    if row is None:
+        layer_rows.synced(tx, number, rows.LOST)
+        return False
     if row["kind"] == Kind.COMMITTED or not can_make_again(store):
         tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (rows.LOST, number))
         return False

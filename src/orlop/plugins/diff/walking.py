@@ -26,6 +26,8 @@ from orlop.core.mount import Mount
 from orlop.core.mount.manager import MountManager
 from orlop.core.plugin import Context, Registration
 from orlop.core.snapshots import Usage
+from orlop.core.snapshots.layer_rows import Filled
+from orlop.core.snapshots.layers import Shared
 from orlop.core.snapshots.stores import Stores
 from orlop.oci.image import MAX_MANIFEST_SIZE, decode_manifest
 from orlop.oci.media_types import is_file_system
@@ -81,10 +83,12 @@ class Walking:
         await self._content.info(namespace, layer.digest)
         whole = is_file_system(layer.media_type)
         steps = [] if whole else chain(layer.media_type, self._processors)
-        image = self._snapshots.image(mounts) or ""
-        if whole and not image:
-            raise UnimplementedError(f"layer {layer.digest} is a file system: only the erofs snapshotter takes it")
+        # What comes out of a stream processor may be for its caller only.
+        shared = None if sync or steps else await self._snapshots.shared(namespace, mounts)
         try:
+            if shared is not None:
+                return await self._common(namespace, layer, shared)
+            image = _place(layer, self._snapshots.image(mounts))
             applied = None if sync or steps else await self._taken(namespace, layer, mounts, image)
             if applied is None:
                 async with (
@@ -137,6 +141,27 @@ class Walking:
             source_date_epoch=source_date_epoch,
             lease=lease,
         )
+
+    async def _common(self, namespace: str, layer: LayerBlob, shared: Shared) -> Applied:
+        """The layer as the snapshot's own, unpacked now or before, by us or for others."""
+
+        async def unpack(mounts: Sequence[Mount]) -> Filled:
+            image = _place(layer, self._snapshots.image_of(mounts))
+            applied = await self._taken(namespace, layer, mounts, image)
+            if applied is None:
+                async with self._within_quota(namespace) as limits, self._opened(namespace, layer.digest) as blob:
+                    whole = is_file_system(layer.media_type)
+                    plan = Plan.of(mounts)
+                    applied = await apply(self._pool, blob, layer, plan, limits=limits, image=image, whole=whole)
+            return Filled(
+                diff_id=applied.digest,
+                size=applied.size,
+                usage=Usage(size=applied.usage_bytes or 0, inodes=applied.usage_inodes or 0),
+            )
+
+        filled = await shared.fill(layer.digest, layer.media_type, unpack)
+        usage = filled.usage
+        return Applied(digest=filled.diff_id, size=filled.size, usage_bytes=usage.size, usage_inodes=usage.inodes)
 
     async def _taken(self, namespace: str, layer: LayerBlob, mounts: Sequence[Mount], image: str) -> Applied | None:
         """The layer put in place, if it was unpacked ahead; from now on those above it are."""
@@ -225,9 +250,17 @@ class Walking:
         return self._manager.performed(namespace, mounts)
 
 
+def _place(layer: LayerBlob, image: str | None) -> str:
+    """Where the layer goes as an image, empty for nowhere. Raises UnimplementedError if it can go nowhere else."""
+    if is_file_system(layer.media_type) and not image:
+        raise UnimplementedError(f"layer {layer.digest} is a file system: only the erofs snapshotter takes it")
+    return image or ""
+
+
 def _init(context: Context) -> Walking:
     pool = Pool()
     context.on_close(pool.close)
+    context.on_close(context.get(SNAPSHOTS).stop)
     atonce = pool.size - 1 if context.config.unpack_ahead else 0
     context.platforms.append(default_string())
     manager = next(iter(context.all(MOUNT_MANAGER).values()), None)

@@ -83,6 +83,7 @@ class Erofs(Snapshotter):
 
     quick = frozenset({"prepare"})
     stacked = True
+    shares = True
 
     def __init__(
         self, root: Path, *, options: Sequence[str] = (), over_loop: bool = False, maps_ids: bool = False
@@ -114,15 +115,19 @@ class Erofs(Snapshotter):
                 self._unmount(number)
 
     def prepare(self, snapshot: Snapshot) -> None:
-        owner = None
+        owner = self._owner(snapshot)
+        self._directories.make(snapshot.number, work=snapshot.kind == Kind.ACTIVE, owner=owner)
+
+    def _owner(self, snapshot: Snapshot) -> tuple[int, int] | None:
+        """Whom the root directory of a new snapshot belongs to, if not us."""
         if maps := map_options(snapshot.labels):
             if REMAP_IDS not in self.capabilities:
                 raise UnimplementedError(f"snapshotter {NAME}: id mapping by label: this host has no id-mapped layers")
-            owner = mapped_root(NAME, maps)
-        elif snapshot.parents:  # the merged root directory is the upper one
+            return mapped_root(NAME, maps)
+        if snapshot.parents:  # the merged root directory is the upper one
             status = os.stat(self._directories.files(snapshot.parents[0]))
-            owner = (status.st_uid, status.st_gid)
-        self._directories.make(snapshot.number, work=snapshot.kind == Kind.ACTIVE, owner=owner)
+            return status.st_uid, status.st_gid
+        return None
 
     def mounts(self, snapshot: Snapshot) -> list[Mount]:
         files, parents = self._directories.files, snapshot.parents
@@ -183,6 +188,10 @@ class Erofs(Snapshotter):
 
     def locate(self, path: str) -> int | None:
         return self._directories.locate(path)
+
+    def untouched(self, snapshot: Snapshot) -> bool:
+        fresh = self._directories.is_fresh(snapshot.number, self._owner(snapshot))
+        return fresh and not os.path.exists(self._image(snapshot.number))
 
     def image(self, number: int) -> str | None:
         return self._image(number)

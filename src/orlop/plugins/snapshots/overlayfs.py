@@ -69,6 +69,7 @@ class Overlayfs(Snapshotter):
 
     quick = frozenset({"prepare", "mounts"})
     stacked = True
+    shares = True
 
     def __init__(
         self,
@@ -122,6 +123,10 @@ class Overlayfs(Snapshotter):
 
     def locate(self, path: str) -> int | None:
         return self._directories.locate(path)
+
+    def untouched(self, snapshot: Snapshot) -> bool:
+        owner = self._mapped_root(snapshot) or self._owner_below(snapshot)
+        return self._directories.is_fresh(snapshot.number, owner)
 
     def shown_labels(self, number: int, kind: Kind) -> Mapping[str, str]:
         return {UPPERDIR_LABEL: self._directories.files(number)} if self._show_upper else {}

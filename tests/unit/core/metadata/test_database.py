@@ -9,6 +9,7 @@ import pytest
 from orlop.base.errdefs import AlreadyExistsError, FailedPreconditionError, UnavailableError
 from orlop.core.metadata import Database, schema
 from orlop.core.metadata.containers import ContainerStore
+from orlop.core.snapshots import rows
 
 
 def add(name):
@@ -156,3 +157,23 @@ def test_the_second_schema_gets_indexes_and_keeps_what_it_has(tmp_path):
         assert [one.id for one in store.list("default")] == ["kept", "plain"]
         plan = db.all(f"EXPLAIN QUERY PLAN SELECT * FROM containers WHERE {schema.RESTARTED} ORDER BY namespace, id")
         assert "USING INDEX containers_restarted" in plan[0]["detail"]
+
+
+def test_the_third_schema_gets_layers_and_its_snapshots_have_their_own_bytes(tmp_path):
+    connection = sqlite3.connect(tmp_path / "meta.db")
+    for script in schema.MIGRATIONS[:3]:
+        connection.executescript(script)
+    connection.execute("PRAGMA user_version=3")
+    connection.execute("INSERT INTO namespaces (name, created_at, updated_at, used_at) VALUES ('default', 1, 1, 1)")
+    for number, name, parent in ((7, "lower", None), (9, "upper", 7)):
+        connection.execute(
+            "INSERT INTO snapshots (number, namespace, snapshotter, name, parent, kind, synced_at, created_at,"
+            " updated_at, used_at) VALUES (?, 'default', 'overlayfs', ?, ?, 3, 1, 1, 1, 1)",
+            (number, name, parent),
+        )
+    connection.commit()
+    connection.close()
+    with Database(tmp_path / "meta.db") as db:
+        assert db.read(lambda queries: rows.chain(queries, 9)) == (9, 7)
+        row = db.read(lambda queries: rows.get(queries, "default", "overlayfs", "upper"))
+        assert (row["layer"], rows.bytes_of(row)) == (None, 9)

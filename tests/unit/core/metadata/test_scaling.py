@@ -16,7 +16,7 @@ from orlop.core.metadata.containers import ContainerStore
 from orlop.core.metadata.images import ImageStore
 from orlop.core.metadata.leases import LeaseStore, hold
 from orlop.core.snapshots import Kind, Snapshot, rows
-from orlop.core.snapshots.ledger import Commit, Creation, Ledger
+from orlop.core.snapshots.ledger import Commit, Creation, Ledger, Ready
 
 FEW, MANY = 10, 1500
 NS = "default"
@@ -131,7 +131,9 @@ def works(store: Store) -> list[Callable[[Any], object]]:
 
     def commit_snapshot(tx: Transaction) -> None:
         snapshot = Snapshot(number=5, parents=(), kind=Kind.ACTIVE)
-        assert LEDGER.commit(tx, Commit(namespace=NS, name="done", key="mine", snapshot=snapshot)) is None
+        assert (
+            LEDGER.commit(tx, Commit(namespace=NS, name="done", key="mine", ready=Ready(snapshot, None, None))) is None
+        )
 
     def prepare_on_it(tx: Transaction) -> None:
         creation = Creation(kind=Kind.ACTIVE, namespace=NS, key="child", parent="done")
