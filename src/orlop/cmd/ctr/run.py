@@ -99,9 +99,9 @@ def foreground(app: App, container: "Container", task: "Task", *, terminal: bool
     from orlop.cmd.console import attend
 
     code = attend(task, terminal=terminal, started=task.start, persist=app.persist).code
-    disconnect(app, container)
     with contextlib.suppress(NotFoundError):  # the daemon deleted it and went away before it could say so
         app.persist(task.delete)
+    disconnect(app, container)
     return code
 
 
@@ -161,9 +161,9 @@ def _task_undone(app: App, container: "Container", task: "Task") -> Iterator[Non
     try:
         yield
     except BaseException:
+        disconnect(app, container)
         with contextlib.suppress(OrlopError):  # the first error tells
             task.delete(force=True)
-        disconnect(app, container)
         raise
 
 

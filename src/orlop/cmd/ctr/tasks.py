@@ -186,9 +186,9 @@ def attach(app: App, container_id: str) -> None:
     task = container.task(io)
     task.attach()
     code = attend(task, terminal=terminal, persist=app.persist).code
-    disconnect(app, container)
     with contextlib.suppress(NotFoundError):  # the daemon deleted it and went away before it could say so
         app.persist(task.delete)
+    disconnect(app, container)
     if code:
         raise ExitCode(code)
 
