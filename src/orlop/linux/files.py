@@ -1,4 +1,4 @@
-"""What the standard library lacks for files: syncfs(2), renameat2(2) and reflinks (ioctl_ficlone(2))."""
+"""What the standard library lacks for files: syncfs(2), sync_file_range(2), renameat2(2), reflinks (FICLONE)."""
 
 import ctypes
 import fcntl
@@ -13,6 +13,12 @@ FICLONE: Final = 0x40049409
 _syncfs = libc.syncfs
 _syncfs.argtypes = [ctypes.c_int]
 _syncfs.restype = ctypes.c_int
+# linux/fs.h
+SYNC_FILE_RANGE_WRITE: Final = 2
+
+_sync_file_range = libc.sync_file_range
+_sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_sync_file_range.restype = ctypes.c_int
 # linux/fs.h, linux/fcntl.h
 RENAME_EXCHANGE: Final = 1 << 1
 AT_FDCWD: Final = -100
@@ -34,6 +40,16 @@ def syncfs(path: str | os.PathLike[str]) -> None:
             raise oserror("syncfs", path)
     finally:
         os.close(fd)
+
+
+def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
+    """Begin to write a part of a file out, or wait for that; nothing is durable before an fsync(2): sync_file_range(2).
+
+    Raises:
+        OSError: ESPIPE for what is no file; EIO, ENOSPC. An error that is met later is kept for fsync(2).
+    """
+    if _sync_file_range(fd, offset, length, flags) < 0:
+        raise oserror("sync_file_range")
 
 
 def reflink(source_fd: int, target_fd: int) -> None:

@@ -12,11 +12,12 @@ What guards what:
 """
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -25,6 +26,7 @@ from orlop.core.content.settling import settle
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.trash import Trash
 from orlop.core.mount import disk
+from orlop.linux.files import SYNC_FILE_RANGE_WRITE, sync_file_range
 from orlop.oci.digest import Digest
 from orlop.plugins.content.local import sweep as sweeping
 from orlop.plugins.content.local.ingest import stat_data
@@ -84,13 +86,23 @@ class LocalBlobs:
         self._commits: Counter[str] = Counter()
         self._commits_lock = threading.Lock()
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="orlop-content")
+        self._early = ThreadPoolExecutor(1, thread_name_prefix="orlop-content-early")
 
     def close(self) -> None:
+        self._early.shutdown()
         self._executor.shutdown()
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run blocking work in the store's threads; a caller that is cancelled leaves when it has ended."""
         return await settle(asyncio.get_running_loop().run_in_executor(self._executor, work))
+
+    def write_out(self, fd: int, offset: int, length: int) -> "Future[None]":
+        """Have the disk begin with a part of a file, in a thread of its own; `fd` is closed afterwards."""
+        try:
+            return self._early.submit(_write_out, fd, offset, length)
+        except BaseException:
+            os.close(fd)
+            raise
 
     # Blobs.
 
@@ -174,3 +186,11 @@ class LocalBlobs:
                 os.rename(path, data)
                 failpoints.reach("content.commit.taken-back")
                 os.chmod(data, 0o600)
+
+
+def _write_out(fd: int, offset: int, length: int) -> None:
+    try:
+        with contextlib.suppress(OSError):  # whoever syncs the file will be told
+            sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE)
+    finally:
+        os.close(fd)

@@ -115,6 +115,10 @@ class Ingest:
             self.algorithm = algorithm
         return self.digest()
 
+    def handle(self) -> int:
+        """Another descriptor of the data, the caller's to close."""
+        return os.dup(self._fd)
+
     def sync(self) -> None:
         """Have the bytes on disk: fsync(2).
 

@@ -7,6 +7,7 @@ an ingest, or a blob without a row, which is swept.
 
 import contextlib
 import os
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 INLINE_SIZE: Final = 64 << 10
 """Bytes up to which a write happens on the event loop: hashing and copying them takes less than a thread's wake-up."""
+EARLY_SIZE: Final = 8 << 20
+"""Bytes of which the disk is told while more are coming, so that the commit waits for the last of them only."""
 
 
 class LocalIngest:
@@ -33,6 +36,8 @@ class LocalIngest:
         self._placed: Digest | None = None
         self.files = Ingest(directory, name, algorithm)
         self.written_at = 0
+        self._early = 0  # bytes that the disk has been told of
+        self._telling: Future[None] | None = None
 
     @property
     def offset(self) -> int:
@@ -52,6 +57,7 @@ class LocalIngest:
             self._blobs.writing.discard(self._key)
             raise
         self.written_at = stat_data(self.files.directory)[1]
+        self._early = self.files.offset
 
     def digest(self) -> Digest:
         return self.files.digest()
@@ -61,9 +67,19 @@ class LocalIngest:
             self.files.write(data)
         else:
             await self._blobs.run(lambda: self.files.write(data))
+        if self.files.offset - self._early >= EARLY_SIZE:
+            self._write_out()
+
+    def _write_out(self) -> None:
+        """Have the disk begin, unless it has not even heard the last time."""
+        if self._telling is None or self._telling.done():
+            end = self.files.offset // EARLY_SIZE * EARLY_SIZE
+            self._telling = self._blobs.write_out(self.files.handle(), self._early, end - self._early)
+            self._early = end
 
     async def truncate(self) -> None:
         await self._blobs.run(self.files.truncate)
+        self._early = 0
 
     async def place(self, expected: str) -> Digest:
         return await self._blobs.run(lambda: self._place(expected))
