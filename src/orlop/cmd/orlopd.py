@@ -13,7 +13,7 @@ from typing import Final
 
 from orlop.base.errdefs import OrlopError, UnavailableError
 from orlop.core.version import PACKAGE, VERSION, revision
-from orlop.linux import cgroups, prctl
+from orlop.linux import cgroups, malloc, prctl
 from orlop.linux.signals import reset_internal
 from orlop.server import config as configuration
 from orlop.server import logs, stacks
@@ -55,6 +55,7 @@ def run(config: Config, again: Callable[[], Config]) -> None:
     os.umask(UMASK)
     reset_internal()  # shims, and what they start, inherit what is ignored here
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    malloc.keep_freed()
     prctl.set_child_subreaper()
     if config.oom_score:
         _set_oom_score(config.oom_score)

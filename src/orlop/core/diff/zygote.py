@@ -17,7 +17,7 @@ import sys
 from typing import Final
 
 from orlop.core.diff import apply_job, compare_job, image_job, index_job, job, output, sandbox, stream
-from orlop.linux import prctl
+from orlop.linux import malloc, prctl
 
 MAX_REQUEST: Final = 1 << 18
 _JOBS: Final = {
@@ -32,6 +32,7 @@ def main(control_fd: int) -> None:
     """Serve jobs until the other side closes `control_fd`."""
     prctl.set_name("orlop-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the daemon to act on
+    malloc.keep_freed()
     prepare()
     children: dict[int, int] = {}
     poll = select.poll()
