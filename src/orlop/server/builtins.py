@@ -80,7 +80,8 @@ def configured(config: Config) -> list[Registration]:
     if config.proxy_plugins:
         from orlop.plugins import proxy
 
-        found += [proxy.registration(name, one, config.root) for name, one in config.proxy_plugins.items()]
+        for name, one in config.proxy_plugins.items():
+            found += proxy.registrations(name, one, config.root)
     return found
 
 

@@ -66,6 +66,7 @@ class RemoteBlobs:
         self._doomed: set[str] = set()
         self._aborted: set[str] = set()
         self._lengths: dict[str, int] = {}
+        self._missing: set[str] = set()
         self._sweeping = False
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -94,7 +95,27 @@ class RemoteBlobs:
         return _RemoteReader(self, digest, size)
 
     def exists(self, digest: str) -> bool:
-        return True  # who reads it will be told
+        return digest not in self._missing
+
+    def note_missing(self, digest: str) -> None:
+        """A blob that has a row is not there, or not as it should be: whoever brings it again is let write it."""
+        self._missing.add(digest)
+
+    def note_there(self, digest: str) -> None:
+        """It is there."""
+        self._missing.discard(digest)
+
+    async def throw_away(self, digest: str) -> bool:
+        """Remove a blob that is damaged, though it has a row. Returns whether it has gone: not if somebody holds it."""
+        if self._held[digest] or digest in self._removing:
+            return False
+        self._missing.add(digest)
+        try:
+            await self._delete(digest)
+        except BaseException:
+            self.doom(digest)  # so that it is asked again, until it is known what became of it
+            raise
+        return True
 
     def discard(self, tx: Transaction, digest: str) -> bool:
         tx.frees = True
@@ -235,12 +256,18 @@ class RemoteBlobs:
         If it is not known what became of the request, it may still be carried out: then the digest counts as being
         removed until a later one is answered.
         """
-        removal = self._removing.setdefault(digest, asyncio.Event())
-        if not self._has_row("blobs", "digest", digest):
-            with contextlib.suppress(NotFoundError):
-                await self.store.delete(self.namespace, digest)
+        has_row = self._has_row("blobs", "digest", digest)
+        if not has_row or digest in self._removing:
+            await self._delete(digest)
+        if not has_row:
+            self.note_there(digest)  # it is not missed
         self._doomed.discard(digest)
-        del self._removing[digest]
+
+    async def _delete(self, digest: str) -> None:
+        removal = self._removing.setdefault(digest, asyncio.Event())
+        with contextlib.suppress(NotFoundError):
+            await self.store.delete(self.namespace, digest)
+        self._removing.pop(digest, None)
         removal.set()
 
     def _has_row(self, table: str, column: str, value: str) -> bool:
@@ -266,6 +293,7 @@ class RemoteBlobs:
         self._sweeping = False
         for digest in sorted(known - found):
             if self._has_row("blobs", "digest", digest):
+                self.note_missing(digest)
                 log.error(
                     "content: there is a record but the bytes have gone; fetch them again", extra={"digest": digest}
                 )
@@ -307,10 +335,13 @@ class _RemoteReader:
         try:
             reader = await self._blobs.store.reader(self._blobs.namespace, self._digest)
         except NotFoundError as error:
+            self._blobs.note_missing(self._digest)
             raise DataLossError(f"content {self._digest}: there is a record of it, but its bytes have gone") from error
         if reader.size != self.size:
             reader.close()
+            self._blobs.note_missing(self._digest)
             raise DataLossError(f"content {self._digest}: {reader.size} bytes are there instead of {self.size}")
+        self._blobs.note_there(self._digest)
         return reader
 
     def close(self) -> None:
@@ -369,6 +400,7 @@ class RemoteIngest:
         except BaseException:
             self._let_go(digest)
             raise
+        self._blobs.note_there(digest)
         self._placed = digest
         return digest
 

@@ -9,6 +9,6 @@ first one that is used.
 """
 
 from orlop.plugins.proxy.peers import Peer
-from orlop.plugins.proxy.plugin import registration
+from orlop.plugins.proxy.plugin import registrations
 
-__all__ = ["Peer", "registration"]
+__all__ = ["Peer", "registrations"]

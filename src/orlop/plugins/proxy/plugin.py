@@ -16,7 +16,8 @@ from orlop.core.content.proxy import ProxyStore
 from orlop.core.content.remote import RemoteBlobs
 from orlop.core.content.store import ContentStore
 from orlop.core.diff.proxy import ProxyDiffer
-from orlop.core.kinds import CONTENT, DIFFER, METADATA, SANDBOX_CONTROLLER, SNAPSHOTTER
+from orlop.core.fsck.elsewhere import ElsewhereCheck
+from orlop.core.kinds import CHECK, CONTENT, DIFFER, METADATA, SANDBOX_CONTROLLER, SNAPSHOTTER
 from orlop.core.metadata.facts import server_uuid
 from orlop.core.plugin import Context, Kind, Registration
 from orlop.core.sandboxes.proxy import ProxyController
@@ -47,8 +48,8 @@ class Settings(Protocol):
     def capabilities(self) -> Sequence[str]: ...
 
 
-def registration(name: str, settings: Settings, root: str) -> Registration:
-    """The plug-in that the configuration asks for; one of a type that cannot be is shown as failed, with the reason.
+def registrations(name: str, settings: Settings, root: str) -> list[Registration]:
+    """The plug-in that the configuration asks for, and what checks it.
 
     Args:
         root: the daemon's root directory, which tells our names from those of others on the same socket.
@@ -64,7 +65,12 @@ def registration(name: str, settings: Settings, root: str) -> Registration:
     if found is None:
         raise InvalidArgumentError(f'proxy_plugins: {name}: type "{settings.type}": must be one of {", ".join(kinds)}')
     kind, init = found
-    return Registration(kind=kind, id=name, requires=(METADATA,) if kind is CONTENT else (), init=init)
+    if kind is not CONTENT:
+        return [Registration(kind=kind, id=name, init=init)]
+    return [
+        Registration(kind=CONTENT, id=name, requires=(METADATA,), init=init),
+        Registration(kind=CHECK, id=name, requires=(METADATA, CONTENT), init=lambda context: _check(context, name)),
+    ]
 
 
 def _snapshotter(context: Context, name: str, settings: Settings, root: str) -> ProxySnapshotter:
@@ -104,6 +110,10 @@ async def _content(context: Context, name: str, settings: Settings) -> ContentSt
     store = ContentStore(db, blobs, policy=db.content_sharing)
     context.on_close(store.aclose)
     return store
+
+
+def _check(context: Context, name: str) -> ElsewhereCheck:
+    return ElsewhereCheck(context.get(METADATA), context.get(CONTENT, name).blobs)
 
 
 def _peer(context: Context, settings: Settings, service: Any) -> Peer:

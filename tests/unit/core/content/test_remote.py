@@ -27,6 +27,9 @@ from orlop.core.content import SharingPolicy, Store, remote
 from orlop.core.content.proxy import ProxyStore
 from orlop.core.content.remote import RemoteBlobs
 from orlop.core.content.store import ContentStore
+from orlop.core.fsck import Finding, Unchecked
+from orlop.core.fsck.elsewhere import ElsewhereCheck
+from orlop.core.fsck.running import Fsck
 from orlop.core.metadata import Database
 from orlop.core.metadata.quotas import Quota, Quotas
 from orlop.core.metadata.trash import Trash
@@ -506,6 +509,73 @@ def test_a_sweep_waits_for_a_store_that_does_not_answer(tmp_path):
         await until(lambda: "list_statuses" in play.calls)
         del play.before["list_statuses"]
         await until(lambda: not is_there(play))
+
+    test(tmp_path)
+
+
+@pytest.mark.parametrize("brought", ["swept", "read"])
+def test_who_brings_bytes_that_have_gone_writes_them(tmp_path, brought):
+    """Once it is known that they have gone: a sweep tells, or whoever reads them."""
+
+    @played
+    async def test(store, play, blobs):
+        await write_blob(store, DATA, namespace="a")
+        await play.store.delete(THERE, DIGEST)
+        if brought == "swept":
+            store.sweep()
+            await until(lambda: not blobs.exists(DIGEST))
+        else:
+            with pytest.raises(DataLossError):
+                await read_blob(store, DIGEST, namespace="a")
+        for namespace in ("a", "b"):
+            with contextlib.suppress(AlreadyExistsError):  # the record of the first has always been there
+                await write_blob(store, DATA, namespace=namespace, ref="again")
+            assert await read_blob(store, DIGEST, namespace=namespace) == DATA
+        assert blobs.exists(DIGEST)
+
+    test(tmp_path)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("repair", [True, False])
+def test_a_check_finds_what_is_missing_cut_or_wrong(tmp_path, quick, repair):
+    @played
+    async def test(store, play, blobs):
+        names = ("fine", "missing", "cut", "wrong")
+        good = {name: await write_blob(store, name.encode() * 1000, namespace="a", ref=name) for name in names}
+        await play.store.delete(THERE, good["missing"])
+        for name, data in (("cut", b"cu"), ("wrong", b"wrong" * 999 + b"WRONG")):
+            path = play.store.blob_path(good[name])
+            path.chmod(0o600)
+            path.write_bytes(data)
+        cut = "UPDATE blobs SET size_bytes = 2 WHERE digest = ?"
+        await play.store.db.write(lambda tx: tx.execute(cut, (good["cut"],)).rowcount)
+        fsck = Fsck({"far": ElsewhereCheck(store.db, blobs)})
+        found = {one.kind: one async for one in fsck.run(quick=quick, repair=repair) if isinstance(one, Finding)}
+        kinds = {"blob-missing": "missing", "blob-truncated": "cut", **({} if quick else {"blob-corrupt": "wrong"})}
+        assert {kind: one.object for kind, one in found.items()} == {kind: good[name] for kind, name in kinds.items()}
+        assert all(one.namespaces == ("a",) for one in found.values())
+        for kind, name in kinds.items():
+            assert (play.store.find(THERE, good[name]) is None) is (repair or kind == "blob-missing")
+            if repair:
+                with contextlib.suppress(AlreadyExistsError):
+                    await write_blob(store, name.encode() * 1000, namespace="a", ref=name)
+                assert await read_blob(store, good[name], namespace="a") == name.encode() * 1000
+        await quiet(blobs)
+        assert not blobs._held
+
+    test(tmp_path)
+
+
+def test_a_check_of_one_that_does_not_answer_says_so(tmp_path):
+    @played
+    async def test(store, play, blobs):
+        def nobody(*_arguments):
+            raise UnavailableError("nobody answers")
+
+        play.walk = nobody
+        [found] = [one async for one in Fsck({"far": ElsewhereCheck(store.db, blobs)}).run()]
+        assert found == Unchecked(what="content elsewhere", why="nobody answers: unavailable")
 
     test(tmp_path)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from orlop.core.kinds import CHECK, CONTENT, METADATA, TRASH
-from orlop.core.plugin import Context, Registration
+from orlop.core.plugin import Context, Registration, SkipPlugin
 from orlop.plugins.content.local.check import ContentCheck
 from orlop.plugins.content.local.store import LocalStore
 
@@ -19,7 +19,10 @@ def _init(context: Context) -> LocalStore:
 
 
 def _check(context: Context) -> ContentCheck:
-    return ContentCheck(context.get(CONTENT, "content").blobs)
+    store = context.all(CONTENT).get("content")
+    if store is None:
+        raise SkipPlugin("the bytes do not lie here")
+    return ContentCheck(store.blobs)
 
 
 REGISTRATIONS: Final = (
