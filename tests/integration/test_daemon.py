@@ -8,10 +8,12 @@ import stat
 import subprocess
 import time
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from orlop.client import sync
 from orlop.core.version import VERSION
 from orlop.ttrpc.client import Client
 from tools import daemons
@@ -154,6 +156,39 @@ def test_sections_of_plugins_that_are_not_here_are_warned_about(new_orlopd):
     daemon = new_orlopd(config=text)
     assert 'plugins.\\"io.containerd.cri.v1.runtime\\": there is no such plug-in here' in daemon.log
     assert 'plugins.\\"io.containerd.gc.v1.scheduler\\": x: unknown key, ignored' in daemon.log
+
+
+def test_what_is_deprecated_is_told(new_orlopd):
+    """Keys of containerd's that its own releases warn of; see `orlop.plugins.warnings` for the source."""
+    daemon = new_orlopd(
+        config="""
+[plugins."io.containerd.tracing.processor.v1.otlp"]
+endpoint = "http://127.0.0.1:1"
+[plugins."io.containerd.internal.v1.tracing"]
+sampling_ratio = 0.5
+service_name = "here"
+"""
+    )
+    before = datetime.now(UTC)
+    with sync.Client(str(daemon.address), "default") as client:
+        told = client.introspection.server().deprecations
+        [plugin] = client.introspection.plugins(["type==io.containerd.warning.v1"])
+        [erofs] = client.introspection.plugins(["type==io.containerd.snapshotter.v1,id==erofs"])
+    assert (plugin.id, plugin.status) == ("deprecations", "ok")
+    assert [one.id for one in told] == [
+        "io.containerd.deprecation/tracing-processor-config",
+        "io.containerd.deprecation/tracing-service-config",
+    ]
+    assert all(one.last_occurrence < before and "environment variables instead" in one.message for one in told)
+    listed = subprocess.run(
+        [daemons.our_program("ctr"), "--address", str(daemon.address), "deprecations", "list"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert [line.split()[0] for line in listed.splitlines()] == ["ID", *(one.id for one in told)]
+    if erofs.status == "ok":
+        assert set(erofs.platforms) == {"linux/amd64", "linux(+erofs)/amd64"}
 
 
 def test_logs_are_json_when_wanted(new_orlopd):

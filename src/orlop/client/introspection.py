@@ -42,7 +42,7 @@ class Plugin:
     """A plug-in of the daemon.
 
     Attributes:
-        platforms: as `linux/amd64`.
+        platforms: as `linux/amd64` or `linux(+erofs)/amd64`.
         status: `ok`, `skip` (not possible on this host) or `error`.
         error: why it is not there, or an empty string.
         error_code: gRPC code of that reason.
@@ -167,16 +167,15 @@ def _deprecation(warning: Any) -> Deprecation:
 
 
 def _plugin(one: "introspection_pb2.Plugin") -> Plugin:
+    from orlop.base.platforms import format_all  # late: who asks for the version has no use for it
+
     error = one.init_err.message if one.HasField("init_err") else ""
     status = "ok" if not error else ("skip" if "skip plugin" in error else "error")
     return Plugin(
         type=one.type,
         id=one.id,
         requires=tuple(one.requires),
-        platforms=tuple(
-            "/".join(part for part in (platform.os, platform.architecture, platform.variant) if part)
-            for platform in one.platforms
-        ),
+        platforms=tuple(format_all(platform) for platform in one.platforms),
         exports=dict(one.exports),
         capabilities=tuple(one.capabilities),
         status=status,

@@ -9,6 +9,7 @@ from orlop.core.plugin import Kind
 
 if TYPE_CHECKING:
     from orlop.base.rpc import Service
+    from orlop.core.deprecations import Deprecations
     from orlop.core.events import Exchange
     from orlop.core.fsck.checks import Check
     from orlop.core.images.verifier import ImageVerifier
@@ -29,6 +30,7 @@ METADATA: "Final[Kind[Database]]" = Kind("io.containerd.metadata.v1")
 TRASH: "Final[Kind[Trash]]" = Kind("io.orlop.trash.v1")
 CHECK: "Final[Kind[Check]]" = Kind("io.orlop.check.v1")
 EVENT: "Final[Kind[Exchange]]" = Kind("io.containerd.event.v1")
+WARNING: "Final[Kind[Deprecations]]" = Kind("io.containerd.warning.v1")
 CONTENT: Final[Kind[Any]] = Kind("io.containerd.content.v1")
 SNAPSHOTTER: "Final[Kind[Snapshotter]]" = Kind("io.containerd.snapshotter.v1")
 SNAPSHOTS: "Final[Kind[Stores]]" = Kind("io.orlop.snapshots.v1")

@@ -44,6 +44,7 @@ MODULES: Final = (
     "orlop.plugins.services.leases",
     "orlop.plugins.monitor",
     "orlop.plugins.tracing",
+    "orlop.plugins.warnings",
     "orlop.plugins.streaming",
     "orlop.plugins.services.streaming",
     "orlop.plugins.imageverifier",

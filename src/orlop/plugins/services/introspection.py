@@ -7,11 +7,12 @@ from typing import Final
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from orlop.api.services.introspection.v1 import introspection_pb2
 from orlop.api.types import introspection_pb2 as types_pb2
 from orlop.api.types import platform_pb2
-from orlop.base import filters
+from orlop.base import filters, platforms
 from orlop.base.errdefs import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -20,7 +21,8 @@ from orlop.base.errdefs import (
     to_status,
 )
 from orlop.base.rpc import Call, Service, bind
-from orlop.core.kinds import GRPC, METADATA, RUNTIME
+from orlop.core.deprecations import Deprecations
+from orlop.core.kinds import GRPC, METADATA, RUNTIME, WARNING
 from orlop.core.metadata.facts import server_uuid
 from orlop.core.plugin import Context, Registration, Status
 from orlop.core.runtime.binaries import info, resolve
@@ -32,11 +34,16 @@ class Introspection:
     """containerd.services.introspection.v1.Introspection."""
 
     def __init__(
-        self, plugins: Callable[[], Sequence[Status]], server_uuid: str, runtimes: Mapping[str, str] | None = None
+        self,
+        plugins: Callable[[], Sequence[Status]],
+        server_uuid: str,
+        runtimes: Mapping[str, str] | None = None,
+        deprecations: Deprecations | None = None,
     ) -> None:
         self._plugins = plugins
         self._uuid = server_uuid
         self._runtimes = runtimes or {}
+        self._deprecations = deprecations
 
     def plugins(self, _call: Call, request: introspection_pb2.PluginsRequest) -> introspection_pb2.PluginsResponse:
         matches = filters.parse_all(request.filters)
@@ -70,9 +77,14 @@ class Introspection:
         return PackedAny(type_url=found.DESCRIPTOR.full_name, value=found.SerializeToString())
 
     def server(self, _call: Call, _request: Empty) -> introspection_pb2.ServerResponse:
-        return introspection_pb2.ServerResponse(
+        answer = introspection_pb2.ServerResponse(
             uuid=self._uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino
         )
+        for one in self._deprecations.all() if self._deprecations else ():
+            seen = Timestamp()
+            seen.FromDatetime(one.last_occurrence)
+            answer.deprecations.add(id=one.id, message=one.message, last_occurrence=seen)
+        return answer
 
 
 def _encode(status: Status) -> introspection_pb2.Plugin:
@@ -100,8 +112,10 @@ def _encode(status: Status) -> introspection_pb2.Plugin:
 
 
 def _platform(text: str) -> platform_pb2.Platform:
-    system, architecture, variant = (*text.split("/"), "", "")[:3]
-    return platform_pb2.Platform(os=system, architecture=architecture, variant=variant)
+    one = platforms.parse(text)
+    return platform_pb2.Platform(
+        os=one.os, architecture=one.architecture, variant=one.variant, os_features=one.os_features
+    )
 
 
 def _fields(status: Status) -> dict[str, str]:
@@ -112,8 +126,9 @@ def _fields(status: Status) -> dict[str, str]:
 
 
 def _init(context: Context) -> Service:
-    service = Introspection(context.plugins, server_uuid(context.get(METADATA)), context.daemon.runtimes)
+    deprecations = context.all(WARNING).get("deprecations")
+    service = Introspection(context.plugins, server_uuid(context.get(METADATA)), context.daemon.runtimes, deprecations)
     return bind(introspection_pb2.DESCRIPTOR.services_by_name["Introspection"], service)
 
 
-REGISTRATION: Final = Registration(kind=GRPC, id="introspection", requires=(METADATA,), init=_init)
+REGISTRATION: Final = Registration(kind=GRPC, id="introspection", requires=(METADATA, WARNING), init=_init)

@@ -35,9 +35,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from orlop.base import failpoints
+from orlop.base import failpoints, platforms
 from orlop.base.errdefs import DataLossError, FailedPreconditionError, OrlopError, UnimplementedError
-from orlop.base.platforms import default, default_string, format_all, with_erofs
 from orlop.core.diff import erofs
 from orlop.core.kinds import SNAPSHOTTER
 from orlop.core.mount import Mount, idmap
@@ -392,7 +391,8 @@ def _init(context: Context) -> Erofs:
     context.on_close(lambda: asyncio.to_thread(snapshotter.close))
     context.exports.update(snapshotter.exports)
     context.capabilities.extend(snapshotter.capabilities)
-    context.platforms += [default_string(), format_all(with_erofs(default()))]
+    here = platforms.default_string()
+    context.platforms += [here, platforms.format_all(platforms.with_erofs(platforms.parse(here)))]
     return snapshotter
 
 
