@@ -3,10 +3,15 @@
 import hashlib
 import http.server
 import json
+import os
+import signal
+import socket
 import socketserver
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -281,6 +286,32 @@ def test_a_shim_is_found_by_its_address(orlopd: Orlopd, ctr: Ctr, client: Client
     assert "container id must be specified" in ctr.run("shim", "--shim-address", address, "state").stderr
     ctr("tasks", "kill", "-s", "KILL", "one")
     ctr("tasks", "delete", "one")
+
+
+def test_stacks_are_logged_on_a_signal(new_orlopd: Callable[..., Orlopd], our_ctr: Bind, busybox_image: Image) -> None:
+    """SIGUSR1 ends neither the daemon nor a supervisor, with or without tasks: both say what they are doing."""
+    daemon = new_orlopd()
+    ctr = our_ctr(daemon, "stacks")
+    ctr("images", "import", busybox_image.archive)
+    ctr("run", "-d", "--null-io", busybox_image.reference, "one", "sleep", "1000")
+    address = daemon.state / "io.containerd.runtime.v2.task" / "stacks" / "one" / "address"
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(address.read_text().removeprefix("unix://"))
+        [supervisor] = struct.unpack("i8x", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    for pid in (daemon.pid, supervisor):
+        os.kill(pid, signal.SIGUSR1)
+    deadline = time.monotonic() + 30
+
+    def logs() -> str:
+        return daemon.log + "".join(path.read_text() for path in daemon.state.glob("s/*.log"))
+
+    while logs().count("thread MainThread") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "supervisor.py" in logs()
+    assert os.path.exists(f"/proc/{supervisor}")
+    ctr("tasks", "rm", "--force", "one")
+    ctr("containers", "rm", "one")
 
 
 class _Profiles(http.server.BaseHTTPRequestHandler):

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from orlop.base import stacks
 from orlop.base.errdefs import OrlopError, UnavailableError
 from orlop.core.version import PACKAGE, VERSION, revision
 from orlop.linux import cgroups, malloc, prctl
 from orlop.linux.signals import reset_internal
 from orlop.server import config as configuration
-from orlop.server import logs, stacks
+from orlop.server import logs
 from orlop.server.config import Config
 from orlop.server.daemon import Daemon
 from orlop.server.orphans import reap_orphans

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+from orlop.base import stacks
 from orlop.base.errdefs import InvalidArgumentError, UnimplementedError
-from orlop.server import stacks
 from orlop.server.doors.http import Page
 
 TEXT: Final = "text/plain; charset=utf-8"

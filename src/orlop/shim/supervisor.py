@@ -112,6 +112,7 @@ class Supervisor:
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, self._signalled, signum)
         loop.add_signal_handler(RETIRE, self._retire)
+        loop.add_signal_handler(signal.SIGUSR1, _log_stacks)
         self._tasks, unfinished = await adoption.adopt(self._shop, self._tasks_directory)
         for bundle, record in unfinished:
             self._await_removal(record.container, adoption.undo(self._shop, bundle, record))
@@ -344,6 +345,13 @@ class Supervisor:
 
     def _out_of_memory(self, container: str) -> None:
         self._publisher.publish(events.OOM, events_pb2.TaskOOM(container_id=container))
+
+
+def _log_stacks() -> None:
+    """Say what this process is doing, as containerd and its shims do at this signal."""
+    from orlop.base import stacks
+
+    _log.info("stacks\n%s", stacks.text())
 
 
 def _adapt(method: rpc.Method, supervisor: Supervisor) -> Method:
