@@ -168,12 +168,56 @@ def test_an_ingest_of_another_boot_counts_as_far_as_it_was_synced(tmp_path, monk
         made._ingest.files._close()  # the power goes: nothing is synced or noted any more
     monkeypatch.setattr(ingest_module, "boot_id", lambda: "another boot")
     with opened(tmp_path) as store:
+        assert asyncio.run(store.status("a", "r")).offset == 100, "nobody is told of bytes that do not count"
         made = store.writer_sync("a", "r", total=256)
         assert made.status().offset == 100
         assert made.digest() == Digest.of(data[:100])
         made.write_sync(data[100:])
         assert made.commit_sync().digest == Digest.of(data)
         consistent(store)
+
+
+@pytest.mark.parametrize("step", ["close", "truncate"])
+def test_what_an_ingest_says_of_its_bytes_is_on_disk_first(tmp_path, monkeypatch, step):
+    """Of a closed writer's bytes, before it is closed; of bytes that are given up, before others take their place."""
+    synced = []
+    real = os.fsync
+
+    def fsync(fd):
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        synced.append((path.name, path.read_text() if path.is_file() else ""))
+        real(fd)
+
+    with opened(tmp_path) as store:
+        made = store.writer_sync("a", "r", total=256)
+        made.write_sync(b"x" * 100)
+        if step == "truncate":
+            made.close_sync()
+            made = store.writer_sync("a", "r", total=256)
+        monkeypatch.setattr(os, "fsync", fsync)
+        made.close_sync() if step == "close" else made.truncate_sync()
+        monkeypatch.undo()
+        (key,) = os.listdir(store.blobs.directory / "ingest")
+        count = 100 if step == "close" else 0
+        assert synced[-2:] == [("synced.new", f"{ingest_module.boot_id()} {count}\n"), (key, "")]
+        assert [name for name, _ in synced[:-2]] == (["data"] if step == "close" else [])
+        made.close_sync()
+
+
+def test_a_sync_that_failed_counts_for_nothing_after_a_boot_either(tmp_path, monkeypatch):
+    with opened(tmp_path) as store:
+        made = store.writer_sync("a", "r", total=256)
+        made.write_sync(b"x" * 100)
+        made.close_sync()
+        made = store.writer_sync("a", "r", total=256)
+        made.write_sync(b"y" * 100)
+        monkeypatch.setattr(os, "fsync", lambda _fd: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        with pytest.raises(OrlopError):
+            made.close_sync()
+        monkeypatch.undo()
+    monkeypatch.setattr(ingest_module, "boot_id", lambda: "another boot")
+    with opened(tmp_path) as store:
+        assert asyncio.run(store.status("a", "r")).offset == 0
 
 
 def test_an_ingest_survives_a_killed_daemon_wholly(tmp_path):

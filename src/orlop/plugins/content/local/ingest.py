@@ -5,7 +5,8 @@
                         synced   `<boot id> <bytes>`: the boot in which it was last written, and how much is synced
 
 After a loss of power the end of `data` may be anything, so of an ingest from another boot only the synced part counts.
-In the same boot the page cache has everything, also when the daemon was killed.
+In the same boot the page cache has everything, also when the daemon was killed. What `synced` says is on disk before a
+writer is closed, and before bytes that it counts are given up; it is replaced as a whole, for half of it would say 0.
 
 All of this blocks; it belongs in a thread, small writes aside.
 """
@@ -13,6 +14,7 @@ All of this blocks; it belongs in a thread, small writes aside.
 import contextlib
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 BUFFER_SIZE: Final = 1 << 20
 DATA: Final = "data"
+SYNCED: Final = "synced"
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -41,6 +44,7 @@ class Ingest:
         self.name = name
         self.algorithm = algorithm
         self.offset = 0
+        self._noted = _Noted(boot="", count=0)
         self._hash: Hash = new_hash(algorithm)
         self._fd = -1
 
@@ -62,13 +66,15 @@ class Ingest:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._fd = os.open(self.data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                length, synced = (0, 0) if fresh else self._trusted()
+                noted = None if fresh else _Noted.read(self.directory)
+                self._noted = noted or _Noted(boot="", count=0)
+                length = 0 if noted is None else noted.trusted(os.fstat(self._fd).st_size)
                 os.ftruncate(self._fd, length)
                 self._hash = hash_file(self._fd, length, self.algorithm)
                 self.offset = length
                 failpoints.reach("content.ingest.made")
                 (self.directory / "ref").write_text(self.name)
-                self._note_synced(synced)
+                self._note_synced(min(self._noted.count, length))
             except BaseException:
                 self._close()
                 raise
@@ -161,24 +167,57 @@ class Ingest:
         self.offset = 0
         with contextlib.suppress(OSError):  # then the file stays longer, and its digest will not be the expected one
             os.ftruncate(self._fd, 0)
-            self._note_synced(0)
+        self._noted = _Noted(boot="", count=0)
+        with contextlib.suppress(OSError):  # without it nothing counts, and no disk need be written for that
+            os.unlink(self.directory / SYNCED)
 
-    def _trusted(self) -> tuple[int, int]:
-        """How many bytes of the file can be relied on, and how many of them are known to be synced."""
-        length = os.fstat(self._fd).st_size
-        try:
-            boot, count = (self.directory / "synced").read_text().split()
-            synced = min(length, int(count))
-        except (FileNotFoundError, ValueError):
-            return 0, 0
-        return (length if boot == boot_id() else synced), synced
-
-    def _note_synced(self, length: int) -> None:
-        (self.directory / "synced").write_text(f"{boot_id()} {length}\n")
+    def _note_synced(self, count: int) -> None:
+        note = _Noted(boot=boot_id(), count=count)
+        if note != self._noted:
+            note.write(self.directory, durably=count > 0 or self._noted.count > 0)
+            self._noted = note
         failpoints.reach("content.ingest.noted")
 
     def _disk(self, phase: str) -> contextlib.AbstractContextManager[None]:
         return disk.in_words(f"ingest {self.name}: {phase}", self.directory.parent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Noted:
+    """What the file `synced` says.
+
+    Attributes:
+        boot: in which the data were last written.
+        count: bytes of them that are on disk.
+    """
+
+    boot: str
+    count: int
+
+    @classmethod
+    def read(cls, directory: Path) -> "_Noted | None":
+        """None if there is no such file, or if it was not on disk when the machine stopped."""
+        try:
+            boot, count = (directory / SYNCED).read_text().split()
+            return cls(boot=boot, count=int(count))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def write(self, directory: Path, *, durably: bool) -> None:
+        """Replace the file; what it was before is there until it is all of this."""
+        path = directory / (f"{SYNCED}.new" if durably else SYNCED)
+        with open(path, "w") as file:
+            file.write(f"{self.boot} {self.count}\n")
+            if durably:
+                file.flush()
+                os.fsync(file.fileno())
+        if durably:
+            os.rename(path, directory / SYNCED)
+            sync_directory(directory)
+
+    def trusted(self, length: int) -> int:
+        """How many of so many bytes can be relied on."""
+        return length if self.boot == boot_id() else min(length, self.count)
 
 
 def hash_file(fd: int, length: int, algorithm: str) -> "Hash":
@@ -195,12 +234,13 @@ def hash_file(fd: int, length: int, algorithm: str) -> "Hash":
 
 
 def stat_data(directory: Path) -> tuple[int, int]:
-    """Size of an ingest's data and when it was last written (nanoseconds); zeros if there is none."""
+    """Bytes of an ingest's data that count, and when they were last written (nanoseconds); zeros if there is none."""
     try:
         found = os.stat(directory / DATA)
     except FileNotFoundError:
         return 0, 0
-    return found.st_size, found.st_mtime_ns
+    noted = _Noted.read(directory)
+    return (0 if noted is None else noted.trusted(found.st_size)), found.st_mtime_ns
 
 
 def sync_directory(path: Path) -> None:
