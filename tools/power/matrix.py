@@ -14,7 +14,7 @@ import shutil
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +22,8 @@ from typing import Final
 
 import orlop
 from orlop.base.errdefs import OrlopError
+from orlop.core.fsck import Finding
+from orlop.core.snapshots import UNPACK_KEY_PREFIX
 from tools.daemons import COLLECT_ON_REQUEST, DaemonError, Orlopd
 from tools.power.life import LOOK, NAMESPACE, START, TIMEOUT_S, Life, Moment, Parts
 from tools.power.state import LOOK as LOOK_PREFIX
@@ -137,11 +139,11 @@ def _come_up(life: Life, cut: Cut, moment: Moment | None, parts: Parts, director
     with _daemon(directory) as daemon, _connect(daemon) as client:
         found = observe(client)
         outcome = _judge(before, after, found, running=moment is not None)
-        _inside(life, client, before)
+        _inside(life, client, before.keys() & after.keys())
         if moment is not None and moment.step not in {START, LOOK}:
             moment.step.call(client, parts)
             _judge(after, after, observe(client), running=False, repeated=True)
-            _inside(life, client, after)
+            _inside(life, client, after.keys())
     return outcome
 
 
@@ -152,9 +154,16 @@ def _daemon(directory: Path) -> Iterator[Orlopd]:
     (home / "root").symlink_to(directory / "disk")
     try:
         with Rebooted(home, config=COLLECT_ON_REQUEST) as daemon:
-            yield daemon
+            try:
+                yield daemon
+            except (PowerError, OrlopError) as error:
+                raise PowerError(f"{error}\n{_complaints(daemon.log)}") from error
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _complaints(log: str) -> str:
+    return "\n".join(line for line in log.splitlines() if not line.startswith("time=") or "level=info" not in line)
 
 
 def _connect(daemon: Orlopd) -> orlop.Client:
@@ -195,14 +204,17 @@ def _judge(before: State, after: State, found: State, *, running: bool, repeated
     return Outcome.DONE if found == after else Outcome.PARTLY
 
 
-def _inside(life: Life, client: orlop.Client, state: State) -> None:
-    """All that is there is whole."""
+def _inside(life: Life, client: orlop.Client, lines: Collection[str]) -> None:
+    """All that is there is whole; of snapshots, those of `lines` are compared with what they were."""
     wrong = wrong_blobs(client)
     if wrong:
         raise PowerError(f"blobs whose bytes are others: {wrong}")
     for name, tree in trees(client).items():
-        if name in state and tree != life.trees.get(name, tree):
+        if name in lines and tree != life.trees.get(name, tree):
             raise PowerError(f"{name}: its files are not those that were committed")
+    found = [one for one in client.fsck() if not isinstance(one, Finding) or f"/{UNPACK_KEY_PREFIX}" not in one.object]
+    if found:
+        raise PowerError("\n".join(map(str, found)))
 
 
 def chosen(life: Life, count: int, seed: int = 0) -> list[Cut]:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from orlop.client.sync import Snapshots
 from orlop.core.mount import Mount
 from orlop.core.mount.options import readonly
 from orlop.core.mount.perform import mount_all, unmount_all
+from orlop.core.snapshots import UNPACK_KEY_PREFIX
 from orlop.oci.digest import Digest
 
 State = dict[str, str]
@@ -73,6 +75,8 @@ def wrong_blobs(client: orlop.Client) -> list[str]:
 def trees(client: orlop.Client, known: Collection[str] = ()) -> dict[str, str]:
     """The file trees of all snapshots that are topmost, as hashes, by namespace, snapshotter and name.
 
+    Of active ones only the copies: what is written to one is not promised, and what lies below others is looked at.
+
     Args:
         known: those that need not be looked at.
     """
@@ -84,7 +88,9 @@ def trees(client: orlop.Client, known: Collection[str] = ()) -> dict[str, str]:
             parents = {one.parent for one in listed if one.kind is Kind.COMMITTED}
             for one in listed:
                 name = f"{namespace.name}: {snapshotter} snapshot {one.name}"
-                if one.name not in parents and name not in known:
+                promised = one.kind is Kind.COMMITTED or snapshotter == "native"
+                passing = one.name.startswith((UNPACK_KEY_PREFIX, LOOK))
+                if promised and not passing and one.name not in parents and name not in known:
                     found[name] = _tree(snapshots, one)
     return found
 
@@ -92,7 +98,7 @@ def trees(client: orlop.Client, known: Collection[str] = ()) -> dict[str, str]:
 def _tree(snapshots: Snapshots, one: SnapshotInfo) -> str:
     if one.kind is not Kind.COMMITTED:
         return described(snapshots.mounts(one.name))
-    key = f"{LOOK}{one.name}"
+    key = f"{LOOK}{uuid.uuid4()} {one.name}"  # one may have been left by the call in which the power went
     mounts = snapshots.view(key, one.name)
     try:
         return described(mounts)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from orlop.core.runtime.shim_manager import ShimManager
     from orlop.core.sandboxes import Controller
     from orlop.core.snapshots import Snapshotter
+    from orlop.core.snapshots.recovery import Recovery
     from orlop.core.snapshots.stores import Stores
     from orlop.core.streaming import Manager
     from orlop.core.transfer.ends import Transferrer
@@ -34,6 +35,7 @@ WARNING: "Final[Kind[Deprecations]]" = Kind("io.containerd.warning.v1")
 CONTENT: Final[Kind[Any]] = Kind("io.containerd.content.v1")
 SNAPSHOTTER: "Final[Kind[Snapshotter]]" = Kind("io.containerd.snapshotter.v1")
 SNAPSHOTS: "Final[Kind[Stores]]" = Kind("io.orlop.snapshots.v1")
+RECOVERY: "Final[Kind[Recovery]]" = Kind("io.orlop.recovery.v1")
 MOUNT_HANDLER: "Final[Kind[Handler]]" = Kind("io.containerd.mount-handler.v1")
 MOUNT_MANAGER: "Final[Kind[MountManager]]" = Kind("io.containerd.mount-manager.v1")
 DIFFER: Final[Kind[Any]] = Kind("io.containerd.differ.v1")

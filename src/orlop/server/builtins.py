@@ -36,6 +36,7 @@ MODULES: Final = (
     "orlop.plugins.content.local.plugin",
     "orlop.plugins.gc.scheduler",
     "orlop.plugins.diff.walking",
+    "orlop.plugins.recovery",
     "orlop.plugins.services.diff",
     "orlop.plugins.services.namespaces",
     "orlop.plugins.services.content",

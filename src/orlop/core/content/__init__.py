@@ -9,7 +9,7 @@ A store is asked with the namespace as the first argument of everything. Times a
 Source: containerd's core/content/content.go.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -205,10 +205,12 @@ class WatchedStore(Store, Protocol):
     Attributes:
         on_labelled: called on the event loop with the namespace and what a blob's record is now that it was updated.
         on_blob: called on the event loop when a blob has come.
+        before_delete: awaited with namespace and digest before a client's deletion.
     """
 
     on_labelled: Callable[[str, Info], None] | None
     on_blob: Callable[[], None] | None
+    before_delete: Callable[[str, str], Awaitable[None]] | None
 
     def find(self, namespace: str, digest: str) -> Info | None:
         """The namespace's record of a blob, if it has one. Does not wait."""

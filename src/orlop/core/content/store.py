@@ -13,7 +13,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -43,6 +43,7 @@ class ContentStore:
         self.policy = policy
         self.on_labelled: Callable[[str, Info], None] | None = None
         self.on_blob: Callable[[], None] | None = None
+        self.before_delete: Callable[[str, str], Awaitable[None]] | None = None
         self.blobs = blobs
         self._refs: dict[tuple[str, str], tuple[float, ContentWriter | None]] = {}
         self._refs_lock = threading.Lock()
@@ -105,6 +106,8 @@ class ContentStore:
 
     async def delete(self, namespace: str, digest: str, *, lease: str = "") -> None:
         parsed = Digest.parse(digest)
+        if self.before_delete is not None:
+            await self.before_delete(namespace, parsed)
 
         def delete(tx: Transaction) -> None:
             leases.release(tx, namespace, lease, leases.CONTENT, parsed)

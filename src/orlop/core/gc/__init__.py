@@ -6,6 +6,7 @@
                  the labels `containerd.io/gc.ref.content[.<x>]`, `.ref.image[.<x>]`, `.ref.mount[.<x>]`,
                  `.ref.snapshot.<snapshotter>[/<x>]`, and turned around `.bref.container`, `.bref.content`,
                  `.bref.image`, `.bref.snapshot.<snapshotter>`; lease → the activations of mounts made under it
+    for now      unsynced snapshot → the blob that it was unpacked from; once it is synced, the blob can go
     collectible  leases, images, content records, ingests, snapshots, activations of mounts
 
 `mark` is a pure function over these; `Graph` reads them out of the database; `Collector` removes, in one write

@@ -60,6 +60,7 @@ class Stats:
         freed_bytes: of blobs that nobody has a right to any more.
         mark_s, sweep_s: how long the writer was held for each.
         next_expiry: when the next lease, image or ingest expires, in nanoseconds since the epoch.
+        waiting: blobs that can go as soon as the snapshots made of them are synced.
     """
 
     removed: Mapping[Kind, int] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class Stats:
     mark_s: float = 0.0
     sweep_s: float = 0.0
     next_expiry: int | None = None
+    waiting: int = 0
 
     @property
     def elapsed_s(self) -> float:
@@ -104,7 +106,12 @@ class Collector:
         graph = Graph.load(tx, is_open=self._content.is_open)
         reachable = mark(graph.roots, graph.references)
         marked = time.monotonic()
-        garbage = [node for node in graph.collectible if node not in reachable and self._can_remove(node)]
+        needed = {blob: sync for snapshot, blob, sync in graph.unsynced if snapshot in reachable}
+        garbage = [
+            node
+            for node in graph.collectible
+            if node not in reachable and node not in needed and self._can_remove(node)
+        ]
         # From the top down: a snapshot with children cannot be deleted.
         garbage.sort(key=lambda node: -graph.height(node) if node.kind is Kind.SNAPSHOT else -math.inf)
         garbage = garbage[:limit]
@@ -120,6 +127,7 @@ class Collector:
             mark_s=marked - began,
             sweep_s=time.monotonic() - marked,
             next_expiry=graph.next_expiry,
+            waiting=sum(sync for blob, sync in needed.items() if blob not in reachable),
         )
 
     def _can_remove(self, node: Node) -> bool:

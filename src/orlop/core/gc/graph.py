@@ -23,6 +23,8 @@ class Graph:
         collectible: every node that may be removed.
         snapshots, mounts: the number of each snapshot's and each activation's node.
         below: the snapshot below each one that has one; the target of each image.
+        unsynced: snapshots whose files may not be on disk, the blob from which they can be made again, and whether a
+            sync helps.
         next_expiry: when the next thing that is held by its date alone expires (nanoseconds), or None.
     """
 
@@ -33,6 +35,7 @@ class Graph:
         self.snapshots: dict[Node, int] = {}
         self.mounts: dict[Node, int] = {}
         self.below: dict[Node, Node] = {}
+        self.unsynced: list[tuple[Node, Node, bool]] = []
         self.next_expiry: int | None = None
         self._now = 0
         self._conditions: list[tuple[Node, Condition]] = []
@@ -120,9 +123,10 @@ class Graph:
                 self.edges[node].append(Node(Kind.CONTENT, namespace, expected))
 
     def _snapshots(self, tx: Transaction) -> None:
-        for number, namespace, snapshotter, name, parent, text in tx.execute(
-            "SELECT s.number, s.namespace, s.snapshotter, s.name, p.name, s.labels"
-            " FROM snapshots s LEFT JOIN snapshots p ON p.number = s.parent"
+        for number, namespace, snapshotter, name, parent, text, digest, synced_at in tx.execute(
+            "SELECT s.number, s.namespace, s.snapshotter, s.name, p.name, s.labels,"
+            " coalesce(l.digest, json_extract(s.origin, '$.digest')), coalesce(l.synced_at, s.synced_at)"
+            " FROM snapshots s LEFT JOIN snapshots p ON p.number = s.parent LEFT JOIN layers l ON l.number = s.layer"
         ):
             node = Node(Kind.SNAPSHOT, namespace, f"{snapshotter}/{name}")
             self.collectible.append(node)
@@ -131,6 +135,8 @@ class Graph:
                 below = Node(Kind.SNAPSHOT, namespace, f"{snapshotter}/{parent}")
                 self.below[node] = below
                 self.edges[node].append(below)
+            if digest is not None and (synced_at is None or synced_at < 0):
+                self.unsynced.append((node, Node(Kind.CONTENT, namespace, digest), synced_at is None))
             labels = _gc_labels(text)
             self._rooted(node, labels)
             if labels and (used := list(uses(labels))):

@@ -58,15 +58,23 @@ class Scheduler:
 
     Args:
         first: blocking work for a thread before the first collection: the sweeps of what a crash has left.
+        sync: blocking work for a thread that syncs snapshots, for whose sake a collection has kept blobs.
     """
 
     def __init__(
-        self, db: Database, collector: Collector, policy: Policy, *, first: Sequence[Callable[[], object]] = ()
+        self,
+        db: Database,
+        collector: Collector,
+        policy: Policy,
+        *,
+        first: Sequence[Callable[[], object]] = (),
+        sync: Callable[[], object] = lambda: None,
     ) -> None:
         self._db = db
         self._collector = collector
         self._policy = policy
         self._first = first
+        self._sync = sync
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._waiters: list[asyncio.Future[Stats]] = []
@@ -168,12 +176,12 @@ class Scheduler:
         except TimeoutError:
             return
 
-    async def _prepare(self, work: Callable[[], object]) -> None:
+    async def _prepare(self, work: Callable[[], object], what: str = "sweep after start") -> None:
         try:
             await asyncio.get_running_loop().run_in_executor(None, work)
         except Exception:
-            # What was left over stays for the next start; collecting works without.
-            log.exception("sweep after start failed")
+            # What was left over stays for the next start or collection; collecting works without.
+            log.exception("%s failed", what)
 
     async def _once(self) -> None:
         with self._counting:
@@ -181,6 +189,9 @@ class Scheduler:
         waiters, self._waiters = self._waiters, []
         try:
             stats = await self._collect()
+            if stats.waiting:
+                await self._prepare(self._sync, "sync before a collection")
+                stats = _sum(stats, await self._collect())
         except Exception as error:
             log.exception("garbage collection failed")
             self._earliest = time.monotonic() + RETRY_S
@@ -227,14 +238,7 @@ class Scheduler:
                 continue
             parts.append(part)
             more = sum(part.removed.values()) == limit
-        removed: Counter[Kind] = sum((Counter(part.removed) for part in parts), Counter())
-        return replace(
-            parts[-1],
-            removed=dict(removed),
-            freed_bytes=sum(part.freed_bytes for part in parts),
-            mark_s=sum(part.mark_s for part in parts),
-            sweep_s=sum(part.sweep_s for part in parts),
-        )
+        return _sum(*parts)
 
     def _interval_s(self) -> float:
         pause = min(max(self._policy.pause_threshold, 0.0), MAXIMUM_PAUSE)
@@ -259,3 +263,15 @@ class Scheduler:
                 waiter.set_result(stats)
             elif error is not None:
                 waiter.set_exception(error)
+
+
+def _sum(*parts: Stats) -> Stats:
+    """Collections that followed each other, as one."""
+    removed: Counter[Kind] = sum((Counter(part.removed) for part in parts), Counter())
+    return replace(
+        parts[-1],
+        removed=dict(removed),
+        freed_bytes=sum(part.freed_bytes for part in parts),
+        mark_s=sum(part.mark_s for part in parts),
+        sweep_s=sum(part.sweep_s for part in parts),
+    )

@@ -17,7 +17,8 @@ Labels, annotations and extensions are JSON objects of strings (extensions: base
     content           namespace, digest             a namespace's right to a blob, with its labels
     ingests           namespace, ref                an unfinished write; its bytes lie in content/ingest/<key>
     snapshots         number                        namespace + snapshotter + name; parent is another row's number;
-                                                    layer is set where the bytes are a layer's
+                                                    layer is set where the bytes are a layer's, else origin where
+                                                    an unpacker wrote them: the blob, as JSON
     layers            number                        an unpacked layer that snapshots of any namespace consist of
     leases            namespace, id                 labels (expiry among them)
     lease_resources   namespace, lease, type, id    what a lease holds: content, snapshots/<name>, ingests, images
@@ -198,5 +199,10 @@ ALTER TABLE snapshots ADD COLUMN layer INTEGER REFERENCES layers (number);
 CREATE INDEX snapshots_layer ON snapshots (layer);
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _MOUNTS, _INDEXES, _LAYERS)
+# What a loss of power takes of an unpacked layer is unpacked again from here.
+_ORIGINS: Final = """
+ALTER TABLE snapshots ADD COLUMN origin TEXT;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_FIRST, _MOUNTS, _INDEXES, _LAYERS, _ORIGINS)
 VERSION: Final = len(MIGRATIONS)

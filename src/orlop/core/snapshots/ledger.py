@@ -12,6 +12,7 @@ from orlop.base import labels as labelling
 from orlop.core.metadata import Transaction, leases
 from orlop.core.metadata.rows import decode_map, encode_map
 from orlop.core.snapshots import Kind, Snapshot, Usage, events, inherited, layer_rows, rows
+from orlop.core.snapshots.origin import Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class Commit:
     Attributes:
         ready: what is to be committed; None if the name is taken.
         synced: whether its files are on disk; of a layer's its row knows.
+        origin: what it was unpacked from, if it was and is no layer's.
     """
 
     namespace: str
@@ -70,6 +72,7 @@ class Commit:
     ready: Ready | None = None
     usage: Usage = field(default_factory=Usage)
     synced: bool = True
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,7 @@ class Ledger:
         row = rows.get(queries, namespace, self.name, key)
         if row["kind"] == Kind.COMMITTED:
             raise errdefs.FailedPreconditionError(f"requested snapshot {key} not active nor view")
+        rows.require_whole(row)
         parents = rows.chain(queries, row["parent"])
         if row["layer"] is not None:
             # What is written to it before it is committed lies above; see `Store.commit`.
@@ -174,6 +178,7 @@ class Ledger:
         row = rows.get(queries, commit.namespace, self.name, commit.key)
         if row["kind"] != Kind.ACTIVE:
             raise errdefs.FailedPreconditionError(f'snapshot "{commit.key}" is not active')
+        rows.require_whole(row)
         number = row["parent"]
         if commit.parent and commit.parent != row["parent_name"]:
             number = self._new_parent(queries, commit, row["parent"])
@@ -192,7 +197,7 @@ class Ledger:
             synced_at = layer_rows.get(tx, now.layer, commit.key)["synced_at"]
         tx.execute(
             "UPDATE snapshots SET name = ?, kind = ?, parent = ?, labels = ?, size_bytes = ?, inodes = ?,"
-            " synced_at = ?, created_at = ?, updated_at = ?, used_at = ? WHERE number = ?",
+            " synced_at = ?, origin = ?, created_at = ?, updated_at = ?, used_at = ? WHERE number = ?",
             (
                 commit.name,
                 Kind.COMMITTED,
@@ -201,6 +206,7 @@ class Ledger:
                 commit.usage.size,
                 commit.usage.inodes,
                 synced_at,
+                None if commit.origin is None else commit.origin.encode(),
                 tx.now,
                 tx.now,
                 tx.now,

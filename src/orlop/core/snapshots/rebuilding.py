@@ -1,4 +1,4 @@
-"""A committed snapshot made once more, beside the one that is there, to be compared with it or to take its place.
+"""A snapshot made once more, beside the one that is there, to be compared with it or to take its place.
 
     with Rebuilding(...) as again:
         … its layer is unpacked into `again.mounts` …
@@ -15,12 +15,13 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
 from orlop.core.metadata import Database, Transaction
 from orlop.core.mount import Mount
-from orlop.core.snapshots import Kind, Snapshot, layer_rows, rows
+from orlop.core.snapshots import Kind, Snapshot, Usage, layer_rows, rows
 from orlop.core.snapshots.directories import exchange
 from orlop.core.snapshots.store import Store
 
@@ -46,20 +47,24 @@ class Rebuilding:
     """A context manager that blocks; entering makes an active snapshot on the same parents.
 
     Args:
-        row: of the committed snapshot; what is made again are the bytes that it has, its own or a layer's.
+        row: of the snapshot; what is made again are the bytes that it has, its own or a layer's.
         labels: those that its snapshotter is told.
+        may_be_mounted: whether somebody may have the old ones mounted.
 
     Raises on entering:
         DataLossError: what is below may be incomplete itself.
         OSError, OrlopError: from the snapshotter.
     """
 
-    def __init__(self, db: Database, store: Store, row: rows.Row, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, db: Database, store: Store, row: rows.Row, labels: Mapping[str, str], *, may_be_mounted: bool = True
+    ) -> None:
         self._db = db
         self._store = store
         self._row = row
         self._number = rows.bytes_of(row)
         self._labels = labels
+        self._may_be_mounted = may_be_mounted
         self._stack = contextlib.ExitStack()
         self.mounts: list[Mount] = []
         self.spare = 0
@@ -90,8 +95,11 @@ class Rebuilding:
             OSError: from the file system; nothing has changed then.
         """
         here, there = self._places()
-        self._store.snapshotter.sync((self.spare,))
-        return self._db.write_sync(lambda tx: self._swap(tx, here, there))
+        snapshotter = self._store.snapshotter
+        snapshotter.sync((self.spare,))
+        kind = Kind(self._row["kind"])
+        usage = Usage() if kind == Kind.ACTIVE else snapshotter.usage(replace(self._snapshot, kind=kind))
+        return self._db.write_sync(lambda tx: self._swap(tx, here, there, usage))
 
     def _places(self) -> tuple[Path, Path]:
         here, there = (self._store.snapshotter.place(number) for number in (self.spare, self._number))
@@ -99,9 +107,9 @@ class Rebuilding:
         assert there is not None
         return here, there
 
-    def _swap(self, tx: Transaction, here: Path, there: Path) -> bool:
+    def _swap(self, tx: Transaction, here: Path, there: Path, usage: Usage) -> bool:
         row = tx.one("SELECT kind, parent, layer FROM snapshots WHERE number = ?", (self._row["number"],))
-        if row is None or row["kind"] != Kind.COMMITTED:
+        if row is None or row["kind"] != self._row["kind"]:
             return False
         if (row["parent"], row["layer"]) != (self._row["parent"], self._row["layer"]):
             return False
@@ -110,7 +118,8 @@ class Rebuilding:
         if os.path.lexists(there):
             exchange(here, there)
             tx.on_rollback(lambda: exchange(here, there))
-            if snapshotter.home(self._number) is not None and has_users(tx, self._number):
+            kept_for_users = self._may_be_mounted and has_users(tx, self._number)
+            if kept_for_users and snapshotter.home(self._number) is not None:
                 kept = there / f"{REPLACED}{self.spare}"
                 os.rename(here, kept)
                 tx.on_rollback(lambda: os.rename(kept, here))
@@ -124,6 +133,10 @@ class Rebuilding:
             tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (tx.now, self._number))
         else:
             layer_rows.synced(tx, self._number, tx.now)
+        tx.execute(
+            "UPDATE snapshots SET size_bytes = ?, inodes = ? WHERE kind = ? AND ? IN (number, layer)",
+            (usage.size, usage.inodes, row["kind"], self._number),
+        )
         self._store.throw_away(tx, self.spare)
         return True
 

@@ -1,7 +1,8 @@
 """Look-ups in table `snapshots`, in a transaction or on a reader's connection.
 
 Column `synced_at` says when a committed snapshot's files were known to be on disk: a time, NULL while only the page
-cache has them, or `LOST` when a boot has come between and they may be incomplete.
+cache has them, or `LOST` when a boot has come between, or the disk did not take them, and they may be incomplete. Of a
+snapshotter that copies, an active snapshot is held to the same.
 """
 
 import sqlite3
@@ -17,20 +18,31 @@ LOST: Final = -1
 
 _COLUMNS: Final = """
     s.number, s.namespace, s.name, s.kind, s.labels, s.created_at, s.updated_at, s.size_bytes, s.inodes, s.synced_at,
-    s.parent, s.layer, p.name AS parent_name FROM snapshots AS s LEFT JOIN snapshots AS p ON p.number = s.parent
+    s.parent, s.layer, s.origin, p.name AS parent_name
+    FROM snapshots AS s LEFT JOIN snapshots AS p ON p.number = s.parent
 """
 _BY_NAME: Final = f"SELECT {_COLUMNS} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name = ?"
 _ACTIVE: Final = f"SELECT {_COLUMNS} WHERE s.number = ? AND s.snapshotter = ? AND s.kind = ?"
 _PAGE: Final = f"SELECT {_COLUMNS} WHERE s.namespace = ? AND s.snapshotter = ? AND s.name > ? ORDER BY s.name LIMIT ?"
 _CHAIN: Final = """
-    WITH RECURSIVE chain (bytes, parent, name, synced_at, depth) AS (
-        SELECT coalesce(layer, number), parent, name, synced_at, 0 FROM snapshots WHERE number = ?
+    WITH RECURSIVE chain (number, bytes, parent, name, synced_at, depth) AS (
+        SELECT number, coalesce(layer, number), parent, name, synced_at, 0 FROM snapshots WHERE number = ?
         UNION ALL
-        SELECT coalesce(s.layer, s.number), s.parent, s.name, s.synced_at, chain.depth + 1
+        SELECT s.number, coalesce(s.layer, s.number), s.parent, s.name, s.synced_at, chain.depth + 1
         FROM chain JOIN snapshots AS s ON s.number = chain.parent
     )
-    SELECT bytes, name, synced_at FROM chain ORDER BY depth
+    SELECT number, bytes, name, synced_at FROM chain ORDER BY depth
 """
+
+
+class LostError(errdefs.DataLossError):
+    """A snapshot may be incomplete.
+
+    Attributes:
+        number: which one; 0 for one that nobody goes on with.
+    """
+
+    number: int = 0
 
 
 class Queries(Protocol):
@@ -74,24 +86,36 @@ def chain(queries: Queries, number: int | None) -> tuple[int, ...]:
     None are those of None.
 
     Raises:
-        DataLossError: a snapshot of the chain may be incomplete since the machine stopped.
+        LostError: a snapshot of the chain may be incomplete since the machine stopped.
     """
     if number is None:
         return ()
     rows = queries.execute(_CHAIN, (number,)).fetchall()
     for row in rows:
-        if row["synced_at"] == LOST:
-            raise lost(row["name"])
+        require_whole(row)
     return tuple(row["bytes"] for row in rows)
 
 
-def lost(name: str) -> errdefs.DataLossError:
+def is_lost(row: sqlite3.Row) -> bool:
+    """Whether the row is of a snapshot that may be incomplete."""
+    return bool(row["synced_at"] == LOST)
+
+
+def require_whole(row: sqlite3.Row) -> None:
+    """Raise LostError if the row is of a snapshot that may be incomplete."""
+    if is_lost(row):
+        raise lost(row["name"], row["number"])
+
+
+def lost(name: str, number: int = 0) -> LostError:
     """What is said of a snapshot that is refused."""
     # The text says what to do: hints do not cross the wire.
-    return errdefs.DataLossError(
+    error = LostError(
         f'snapshot "{name}" may be incomplete since the machine stopped before its files were on disk'
         " (remove it and what is built on it, then unpack its image again)"
     )
+    error.number = number
+    return error
 
 
 def bytes_of(row: sqlite3.Row) -> int:

@@ -9,8 +9,8 @@ included. Reads answer from this thread's database connection and do not wait; w
 runs in the executor.
 
 One exception to "when a call returns it is durable": a snapshot that an unpacker filled out of a blob (see
-`note_usage`) is committed before its files are synced. `upkeep` syncs it soon after, and refuses to hand it out if a
-boot came between.
+`note_usage`) is committed before its files are synced. `upkeep` syncs it soon after. If a boot came between, it is made
+again out of the blob (`recovery.py`) before it is handed out, and refused if that cannot be.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import functools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
@@ -46,12 +46,21 @@ from orlop.core.snapshots.failures import in_words
 from orlop.core.snapshots.layers import Layers
 from orlop.core.snapshots.ledger import Commit, Creation, Ledger, as_snapshot
 from orlop.core.snapshots.numbers import Numbers
+from orlop.core.snapshots.origin import Origin
 
 T = TypeVar("T")
 
 log: Final = logging.getLogger(__name__)
 
 PAGE: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """What an unpacker said of the layer in an active snapshot."""
+
+    usage: Usage
+    origin: Origin | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,10 @@ class Store:
     Args:
         name: the snapshotter's id, such as `overlayfs`.
         executor: where blocking work is done; several stores may share it.
+
+    Attributes:
+        recover: makes a lost snapshot whole, by its number; False if it cannot.
+        lost_at_boot: numbers of those that were lost when the machine stopped: nobody has them mounted.
     """
 
     def __init__(
@@ -78,12 +91,14 @@ class Store:
         self.snapshotter = snapshotter
         self.making: set[int] = set()
         self.on_unsynced: Callable[[], None] | None = None
+        self.recover: Callable[[int], Coroutine[Any, Any, bool]] | None = None
+        self.lost_at_boot: frozenset[int] = frozenset()
         self._db = db
         self._trash = trash
         self._numbers = numbers
         self._executor = executor
         self._ledger = Ledger(name, can_rebase="rebase" in snapshotter.capabilities)
-        self._applied: dict[int, Usage] = {}
+        self._applied: dict[int, _Noted] = {}
         self._doomed: deque[int] = deque()
         self._going: set[int] = set()
         self._spare: set[int] = set()
@@ -150,7 +165,12 @@ class Store:
             FailedPreconditionError: it is committed.
             DataLossError: a snapshot below may be incomplete since the machine stopped.
         """
-        return await self._mounts(key, self._db.read(lambda queries: self._ledger.mountable(queries, namespace, key)))
+
+        async def attempt() -> list[Mount]:
+            snapshot = self._db.read(lambda queries: self._ledger.mountable(queries, namespace, key))
+            return await self._mounts(key, snapshot)
+
+        return await self._whole(attempt)
 
     async def usage(self, namespace: str, key: str) -> Usage:
         """What the snapshot itself takes: of an active one measured now, of a committed one as it was then.
@@ -253,6 +273,10 @@ class Store:
         """
         check_key(name, "snapshot name")
         commit = Commit(namespace=namespace, name=name, key=key, parent=parent, labels=_checked(labels), lease=lease)
+        await self._whole(lambda: self._commit(commit))
+
+    async def _commit(self, commit: Commit) -> None:
+        key = commit.key
         found = self._db.read(lambda queries: self._ledger.committable(queries, commit))
         if found is not None and found.layer is not None:
             await self._require_untouched(found.snapshot.number, key)
@@ -261,7 +285,8 @@ class Store:
             noted = self._applied.get(found.snapshot.number) if key.startswith(UNPACK_KEY_PREFIX) else None
             frozen = replace(found.snapshot, labels=inherited(commit.labels))
             usage = await self._work(f'snapshot "{key}": commit', self._freeze, frozen, noted)
-            commit = replace(commit, ready=found, usage=usage, synced=noted is None)
+            origin = None if noted is None else noted.origin
+            commit = replace(commit, ready=found, usage=usage, synced=noted is None, origin=origin)
         error = await self._db.write(lambda tx: self._write_commit(tx, commit))
         if error is not None:
             raise error
@@ -344,16 +369,20 @@ class Store:
         """Say that an unpacker has filled the active snapshot `key` out of a durable blob, and what it takes.
 
         If its key is an unpacker's (begins with `extract-`), `commit` believes that and neither measures nor syncs: the
-        files are synced soon after, and what a loss of power takes until then can be unpacked again. A snapshotter
-        whose snapshots are whole measures all the same. Unknown keys are ignored.
+        files are synced soon after, and what a loss of power takes until then is unpacked again. A snapshotter whose
+        snapshots are whole measures all the same. Unknown keys are ignored.
         """
         with contextlib.suppress(errdefs.NotFoundError):
             row = self._db.read(lambda queries: rows.get(queries, namespace, self.name, key))
             self.note_applied(row["number"], usage)
 
-    def note_applied(self, number: int, usage: Usage) -> None:
-        """`note_usage` by the snapshot's number."""
-        self._applied[number] = usage
+    def note_applied(self, number: int, usage: Usage, origin: Origin | None = None) -> None:
+        """`note_usage` by the snapshot's number.
+
+        Args:
+            origin: the layer, from which it can be made again.
+        """
+        self._applied[number] = _Noted(usage, origin)
 
     def image(self, number: int) -> str | None:
         """Where a layer for this snapshot may be put as an image (`Snapshotter.image`); only an unpacker's has such."""
@@ -373,6 +402,9 @@ class Store:
     async def _create(self, creation: Creation) -> list[Mount]:
         check_key(creation.key, "snapshot key")
         _checked(creation.labels)
+        return await self._whole(lambda: self._attempt(creation))
+
+    async def _attempt(self, creation: Creation) -> list[Mount]:
         number = self._numbers.take()
         if "prepare" in self.snapshotter.quick:
             outcome = await self._db.write(lambda tx: self._write_create(tx, creation, number))
@@ -380,7 +412,23 @@ class Store:
             outcome = await self._create_slowly(creation, number)
         if outcome.error is not None:
             raise outcome.error
+        if self.copies and self.on_unsynced is not None:
+            self.on_unsynced()
         return await self._mounts(creation.key, outcome.snapshot)
+
+    @property
+    def copies(self) -> bool:
+        """Whether an active snapshot begins with bytes of its own, which a loss of power may take."""
+        return self.snapshotter.whole
+
+    async def _whole(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Attempt what hands out or builds on snapshots; those among them that were lost are made again first."""
+        while True:
+            try:
+                return await attempt()
+            except rows.LostError as error:
+                if not error.number or self.recover is None or not await self.recover(error.number):
+                    raise
 
     async def _create_slowly(self, creation: Creation, number: int) -> _Outcome:
         """Make the snapshot in the executor, then its row; who is cancelled in between leaves nothing behind."""
@@ -450,14 +498,14 @@ class Store:
             raise
         return False
 
-    def _freeze(self, snapshot: Snapshot, noted: Usage | None) -> Usage:
+    def _freeze(self, snapshot: Snapshot, noted: _Noted | None) -> Usage:
         """All of a commit that is done on disk."""
         self.snapshotter.commit(snapshot)
         if noted is None:
             self.snapshotter.sync((snapshot.number,))
             failpoints.reach("snapshots.commit.synced")
         elif not self.snapshotter.whole:
-            return noted
+            return noted.usage
         return self.snapshotter.usage(snapshot)
 
     def is_moving(self, number: int) -> bool:

@@ -16,6 +16,7 @@ from orlop.core.mount.options import value
 from orlop.core.snapshots import Snapshotter, Usage, upkeep
 from orlop.core.snapshots.layers import Shared
 from orlop.core.snapshots.numbers import Numbers
+from orlop.core.snapshots.origin import Origin
 from orlop.core.snapshots.store import Store
 
 log: Final = logging.getLogger(__name__)
@@ -64,8 +65,7 @@ class Stores(Mapping[str, Store]):
         if self._thread.is_alive():
             self._thread.join()
         self._executor.shutdown()
-        for store in self._stores.values():
-            self._flush(store)
+        self.flush()
 
     async def stop(self) -> None:
         """Stop unpacking layers that snapshots have in common."""
@@ -99,7 +99,7 @@ class Stores(Mapping[str, Store]):
             )
         return store
 
-    def note_applied(self, mounts: Sequence[Mount], usage: Usage) -> None:
+    def note_applied(self, mounts: Sequence[Mount], usage: Usage, origin: Origin | None = None) -> None:
         """Say that a whole layer out of a durable blob was unpacked into `mounts`, and what it takes there.
 
         For who has the mounts of an active snapshot and not its key, as the diff service; see `Store.note_usage`.
@@ -108,7 +108,7 @@ class Stores(Mapping[str, Store]):
         found = self._located(mounts)
         if found is not None:
             store, number = found
-            store.note_applied(number, usage)
+            store.note_applied(number, usage, origin)
 
     def image(self, mounts: Sequence[Mount]) -> str | None:
         """Where a layer to be unpacked into `mounts` may be put as an image instead; see `Snapshotter.image`."""
@@ -171,6 +171,11 @@ class Stores(Mapping[str, Store]):
         await loop.run_in_executor(self._executor, upkeep.sweep, self._db, store)
         await loop.run_in_executor(self._executor, store.snapshotter.cleanup)
 
+    def flush(self) -> None:
+        """Sync now what is unsynced; blocks. What cannot be synced is refused from then on, and logged."""
+        for store in self._stores.values():
+            self._flush(store)
+
     def _run(self) -> None:
         for store in self._stores.values():
             try:
@@ -184,14 +189,13 @@ class Stores(Mapping[str, Store]):
             self._wake.clear()
             if self._stop.wait(FLUSH_DELAY_S):
                 return
-            for store in self._stores.values():
-                self._flush(store)
+            self.flush()
 
     def _flush(self, store: Store) -> None:
         try:
             upkeep.flush(self._db, store)
         except Exception:
-            # They stay unsynced in their rows and are tried with the next ones; after a boot they would be refused.
+            # If even that could not be noted, they stay unsynced in their rows and are tried with the next ones.
             log.exception("snapshots: sync failed", extra={"snapshotter": store.name})
 
 

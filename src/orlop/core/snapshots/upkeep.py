@@ -1,6 +1,6 @@
 """What keeps rows and bytes of a store together over crashes and losses of power.
 
-    mark_lost    at start: after a boot, committed snapshots whose files were never synced are marked
+    mark_lost    at start: after a boot, snapshots whose files were never synced are marked
     flush        soon after such commits, and at a clean stop: sync them
     sweep        after start, while requests are served: bytes without a row go, rows without bytes are told
 
@@ -21,6 +21,10 @@ from orlop.core.snapshots.store import Store
 
 log: Final = logging.getLogger(__name__)
 
+_LOST: Final = """
+    SELECT number, namespace, name, kind, origin, layer FROM snapshots WHERE snapshotter = ? AND synced_at = ?
+    ORDER BY number
+"""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -45,7 +49,7 @@ def boot_id() -> str:
 
 
 def mark_lost(db: Database, store: Store, boot: str) -> int:
-    """Mark what was committed and not synced before the machine last stopped; returns how many are marked now."""
+    """Mark what was not synced before the machine last stopped; returns how many are marked now."""
     key = f"snapshots/{store.name}/boot-id"
 
     def write(tx: Transaction) -> None:
@@ -53,8 +57,9 @@ def mark_lost(db: Database, store: Store, boot: str) -> int:
         if before is not None and before["value"] == boot:
             return
         tx.execute(
-            "UPDATE snapshots SET synced_at = ? WHERE snapshotter = ? AND kind = ? AND synced_at IS NULL",
-            (rows.LOST, store.name, Kind.COMMITTED),
+            f"UPDATE snapshots SET synced_at = ? WHERE snapshotter = ? AND kind IN ({_kinds(store)})"
+            " AND synced_at IS NULL",
+            (rows.LOST, store.name),
         )
         tx.execute(
             "UPDATE layers SET synced_at = ? WHERE snapshotter = ? AND synced_at IS NULL", (rows.LOST, store.name)
@@ -63,34 +68,35 @@ def mark_lost(db: Database, store: Store, boot: str) -> int:
             "INSERT INTO facts (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
             (key, boot),
         )
+        store.lost_at_boot = frozenset(row["number"] for row in tx.execute(_LOST, (store.name, rows.LOST)).fetchall())
 
     db.write_sync(write)
     lost = lost_snapshots(db, store)
     for row in lost:
-        log.error(
-            "snapshot may be incomplete since the machine stopped; remove it and unpack its image again",
-            extra={"namespace": row["namespace"], "snapshotter": store.name, "snapshot": row["name"]},
-        )
+        if row["kind"] == Kind.COMMITTED and row["origin"] is None and row["layer"] is None:
+            log.error(
+                "snapshot may be incomplete since the machine stopped; remove it and unpack its image again",
+                extra={"namespace": row["namespace"], "snapshotter": store.name, "snapshot": row["name"]},
+            )
     return len(lost)
 
 
 def lost_snapshots(db: Database, store: Store) -> list[rows.Row]:
-    """The rows of all that is refused because it may be incomplete."""
-    return db.all(
-        "SELECT number, namespace, name FROM snapshots WHERE snapshotter = ? AND synced_at = ?", (store.name, rows.LOST)
-    )
+    """The rows of all that may be incomplete, parents before children."""
+    return db.all(_LOST, (store.name, rows.LOST))
 
 
 def flush(db: Database, store: Store) -> int:
-    """Sync committed snapshots and layers that are not yet; blocks. Returns how many there were.
+    """Sync snapshots and layers that are not yet; blocks. Returns how many there were.
 
     Raises:
         OSError: the disk does not take them. The kernel tells that once, and the next sync would succeed without the
-            bytes, so they count as lost: refused, to be removed and unpacked again.
+            bytes, so they count as lost.
     """
     found = db.all(
-        "SELECT number FROM snapshots WHERE snapshotter = ? AND kind = ? AND synced_at IS NULL AND layer IS NULL",
-        (store.name, Kind.COMMITTED),
+        f"SELECT number, kind FROM snapshots WHERE snapshotter = ? AND kind IN ({_kinds(store)})"
+        " AND synced_at IS NULL AND layer IS NULL",
+        (store.name,),
     )
     unsynced_layers = db.all("SELECT number FROM layers WHERE snapshotter = ? AND synced_at IS NULL", (store.name,))
     if not found and not unsynced_layers:
@@ -100,8 +106,11 @@ def flush(db: Database, store: Store) -> int:
 
     def note(tx: Transaction, synced_at: int | None = None) -> None:
         at = tx.now if synced_at is None else synced_at
-        for number in numbers:
-            tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (at, number))
+        for row in found:
+            # An active one that has been filled and committed meanwhile is not the one that was synced.
+            tx.execute(
+                "UPDATE snapshots SET synced_at = ? WHERE number = ? AND kind = ?", (at, row["number"], row["kind"])
+            )
         for number in of_layers:
             layer_rows.synced(tx, number, at)
 
@@ -113,6 +122,12 @@ def flush(db: Database, store: Store) -> int:
         raise
     db.write_sync(note)
     return len(numbers) + len(of_layers)
+
+
+def _kinds(store: Store) -> str:
+    """The kinds of snapshots that have bytes to be synced, for SQL."""
+    kinds = (Kind.COMMITTED, Kind.ACTIVE) if store.copies else (Kind.COMMITTED,)
+    return ", ".join(str(int(kind)) for kind in kinds)
 
 
 def sweep(db: Database, store: Store) -> Swept:

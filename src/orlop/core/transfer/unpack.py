@@ -174,8 +174,9 @@ async def _fill(
         raise FailedPreconditionError(
             f"unpack layer {layer.blob.digest}: its content is {applied.digest}, the image says {layer.diff_id}"
         )
+    # Before the commit: who finds the snapshot there does not come back to the blob.
+    await stores.content.label(layer.blob.digest, {UNCOMPRESSED: layer.diff_id})
     with contextlib.suppress(AlreadyExistsError):  # someone else has unpacked the same layer meanwhile
         await snapshots.commit(chain_id, active.key, labels=_labels(layer, chain_id))
         active.key = ""
-    await stores.content.label(layer.blob.digest, {UNCOMPRESSED: layer.diff_id})
     tell(Status.UNPACKED, layer.blob.size)

@@ -28,6 +28,7 @@ from orlop.core.plugin import Context, Registration
 from orlop.core.snapshots import Usage
 from orlop.core.snapshots.layer_rows import Filled
 from orlop.core.snapshots.layers import Shared
+from orlop.core.snapshots.origin import Origin
 from orlop.core.snapshots.stores import Stores
 from orlop.oci.image import MAX_MANIFEST_SIZE, decode_manifest
 from orlop.oci.media_types import is_file_system
@@ -112,9 +113,10 @@ class Walking:
             if self.ahead is not None:
                 self.ahead.failed(namespace, layer)
             raise
-        if applied.usage_bytes is not None and applied.usage_inodes is not None:
+        # What went through other programs cannot be unpacked again from here, and so is synced at its commit.
+        if applied.usage_bytes is not None and applied.usage_inodes is not None and not steps:
             usage = Usage(size=applied.usage_bytes, inodes=applied.usage_inodes)
-            self._snapshots.note_applied(mounts, usage)
+            self._snapshots.note_applied(mounts, usage, _origin(layer, applied))
         return applied
 
     async def compare(
@@ -255,6 +257,10 @@ def _place(layer: LayerBlob, image: str | None) -> str:
     if is_file_system(layer.media_type) and not image:
         raise UnimplementedError(f"layer {layer.digest} is a file system: only the erofs snapshotter takes it")
     return image or ""
+
+
+def _origin(layer: LayerBlob, applied: Applied) -> Origin:
+    return Origin(media_type=layer.media_type, digest=layer.digest, size_bytes=layer.size, diff_id=applied.digest)
 
 
 def _init(context: Context) -> Walking:

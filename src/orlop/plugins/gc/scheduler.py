@@ -36,10 +36,22 @@ class Config:
 async def _init(context: Context) -> Scheduler:
     db, content = context.get(METADATA), context.get(CONTENT)
     # Where snapshots do not work, whatever else there is must still be collected.
-    snapshots = {name: store for stores in context.all(SNAPSHOTS).values() for name, store in stores.items()}
+    every = list(context.all(SNAPSHOTS).values())
+    snapshots = {name: store for stores in every for name, store in stores.items()}
+
+    def sync() -> None:
+        for stores in every:
+            stores.flush()
+
     mounts = next(iter(context.all(MOUNT_MANAGER).values()), None)
     collector = Collector(content, snapshots, mounts=mounts, image_deleted=events.deleted)
-    scheduler = Scheduler(db, collector, context.config.policy(), first=(content.sweep,))
+    scheduler = Scheduler(
+        db,
+        collector,
+        context.config.policy(),
+        first=(content.sweep,),
+        sync=sync,
+    )
     db.on_mutation = scheduler.mutated
     task = asyncio.get_running_loop().create_task(scheduler.run(), name="orlop-gc")
 

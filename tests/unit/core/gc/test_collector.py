@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from orlop.core.gc import Collector, Graph, Kind, Node, mark
 from orlop.core.metadata import Transaction, schema
+from orlop.core.snapshots import rows
+from orlop.core.snapshots.origin import Origin
 from tests.unit.core.gc.rules import FUTURE, PAST, Plan, naive
 
 HOUR = 3_600_000_000_000
@@ -93,6 +95,12 @@ class World:
             labels=labels,
             parent=None if parent is None else self.number(namespace, parent, snapshotter),
         )
+
+    def unpacked(self, namespace, name, digest, synced_at=None):
+        self.snapshot(namespace, name)
+        origin = Origin(media_type="m", digest=digest, size_bytes=1, diff_id=digest)
+        statement = "UPDATE snapshots SET origin = ?, synced_at = ? WHERE namespace = ? AND name = ?"
+        self.tx.execute(statement, (origin.encode(), synced_at, namespace, name))
 
     def number(self, namespace, name, snapshotter="overlayfs"):
         statement = "SELECT number FROM snapshots WHERE namespace = ? AND snapshotter = ? AND name = ?"
@@ -443,3 +451,36 @@ def test_the_collector_agrees_with_a_naive_reading(plan):
         assert set(graph.collectible) <= mark(graph.roots, graph.references)
     finally:
         world.connection.close()
+
+
+@pytest.mark.parametrize(("synced_at", "stays", "waits"), [(None, 1, 1), (rows.LOST, 1, 0), (5, 0, 0)])
+def test_a_blob_stays_while_a_snapshot_may_have_to_be_made_of_it_again(world, synced_at, stays, waits):
+    """Only for a snapshot that stays itself, and of its own namespace."""
+    world.content("n", "layer")
+    world.content("n", "of-garbage")
+    world.content("other", "layer")
+    world.unpacked("n", "kept", "layer", synced_at)
+    world.unpacked("n", "garbage", "of-garbage", synced_at)
+    world.container("n", "c", "overlayfs", "kept")
+    stats = world.collect()
+    assert world.left() == {"n snapshot overlayfs/kept"} | ({"n content layer"} if stays else set())
+    assert stats.waiting == waits
+
+
+def test_a_blob_stays_while_a_layer_may_have_to_be_made_of_it_again(world):
+    """For each namespace that has a snapshot of it, as long as that is not on disk."""
+    world.content("n", "blob")
+    world.content("other", "blob")
+    world.snapshot("n", "kept")
+    world.container("n", "c", "overlayfs", "kept")
+    world.tx.execute(
+        "INSERT INTO layers (number, snapshotter, below, digest, media_type, diff_id, tar_bytes, size_bytes, inodes,"
+        " created_at) VALUES (77, 'overlayfs', '', 'blob', 'm', 'd', 1, 1, 1, 1)"
+    )
+    world.tx.execute("UPDATE snapshots SET layer = 77")
+    assert world.collect().waiting == 1
+    assert world.left() == {"n snapshot overlayfs/kept", "n content blob"}
+    world.tx.execute("UPDATE layers SET synced_at = 5")
+    world.tx.execute("UPDATE snapshots SET synced_at = 5")
+    assert world.collect().waiting == 0
+    assert world.left() == {"n snapshot overlayfs/kept"}

@@ -26,6 +26,7 @@ class Recorder:
         self.garbage = 0
         self.space = PART
         self.expiry = None
+        self.waiting = 0
         self.done = asyncio.Event()
         self.loop = asyncio.get_running_loop()
 
@@ -41,7 +42,7 @@ class Recorder:
             raise self.error
         self.count += 1
         tx.after_commit(lambda: self.loop.call_soon_threadsafe(self.done.set))
-        return Stats(next_expiry=self.expiry)
+        return Stats(next_expiry=self.expiry, waiting=self.waiting)
 
     async def next(self):
         await asyncio.wait_for(self.done.wait(), 10)
@@ -201,5 +202,21 @@ def test_after_the_end_nobody_waits(tmp_path):
         with pytest.raises(UnavailableError):
             await scheduler.collect()
         scheduler.mutated(1, 1)
+
+    asyncio.run(main())
+
+
+def test_what_waits_for_a_sync_is_collected_after_it(tmp_path):
+    """In the same collection, which who asked for it waits for."""
+
+    async def main():
+        def sync():
+            recorder.waiting = 0
+
+        async with running(tmp_path, sync=sync) as (_db, scheduler, recorder):
+            await recorder.next()
+            recorder.waiting = 2
+            assert (await scheduler.collect()).waiting == 0
+            assert recorder.count == 3
 
     asyncio.run(main())

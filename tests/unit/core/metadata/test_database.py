@@ -177,3 +177,20 @@ def test_the_third_schema_gets_layers_and_its_snapshots_have_their_own_bytes(tmp
         assert db.read(lambda queries: rows.chain(queries, 9)) == (9, 7)
         row = db.read(lambda queries: rows.get(queries, "default", "overlayfs", "upper"))
         assert (row["layer"], rows.bytes_of(row)) == (None, 9)
+
+
+def test_the_fourth_schema_gets_origins_and_keeps_its_snapshots(tmp_path):
+    connection = sqlite3.connect(tmp_path / "meta.db")
+    for script in schema.MIGRATIONS[:4]:
+        connection.executescript(script)
+    connection.execute("PRAGMA user_version=4")
+    connection.execute("INSERT INTO namespaces (name, created_at, updated_at, used_at) VALUES ('default', 1, 1, 1)")
+    connection.execute(
+        "INSERT INTO snapshots (number, namespace, snapshotter, name, kind, created_at, updated_at, used_at)"
+        " VALUES (7, 'default', 'overlayfs', 'layer', 3, 1, 1, 1)"
+    )
+    connection.commit()
+    connection.close()
+    with Database(tmp_path / "meta.db") as db:
+        (row,) = db.all("SELECT number, name, origin FROM snapshots")
+        assert tuple(row) == (7, "layer", None)

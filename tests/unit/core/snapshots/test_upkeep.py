@@ -15,7 +15,7 @@ from orlop.core.snapshots.numbers import STEP, Numbers
 from orlop.plugins.snapshots.native import Native
 from orlop.plugins.snapshots.overlayfs import Overlayfs
 from orlop.testing.fake_snapshotter import FakeSnapshotter
-from orlop.testing.snapshots import NAME, NAMESPACE, Bench, code
+from orlop.testing.snapshots import NAME, NAMESPACE, Bench
 
 
 def _unpacked(bench: Bench, name: str, parent: str = "") -> None:
@@ -125,7 +125,8 @@ def test_rows_without_a_directory(tmp_path: Path) -> None:
         assert swept.missing == (bench.number("one"),)
         assert upkeep.sweep(bench.db, bench.store).made_again == ()
         assert sorted(os.listdir(directory.parent / str(bench.number("active")))) == ["fs", "work"]
-        assert code(lambda: bench.prepare("x", "one")) is errdefs.DataLossError
+        with pytest.raises(errdefs.DataLossError):
+            bench.prepare("x", "one")
         assert bench.prepare("x", "two")
 
 

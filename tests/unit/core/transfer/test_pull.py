@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from orlop.base.errdefs import InvalidArgumentError, NotFoundError
+from orlop.base.labels import UNCOMPRESSED
 from orlop.base.platforms import only
 from orlop.core.transfer.fetch import Selection
 from orlop.core.transfer.groups import first_error
@@ -218,5 +219,27 @@ def test_a_layer_that_is_there_is_held_before_the_next_is_laid_on_it(vanishes):
         assert not snapshots.active
         assert held == ([CHAIN[1], CHAIN[0], *CHAIN] if vanishes else CHAIN[1:])
         assert sorted(snapshots.committed) == sorted(CHAIN)
+
+    run(scenario)
+
+
+def test_the_label_is_there_before_the_snapshot(monkeypatch):
+    """Who comes after a crash finds the snapshot, and does not unpack and label its layer again."""
+
+    async def scenario():
+        stores, remote = MemoryStores(), Remote()
+        target = remote.image(*LAYERS)
+        snapshots = stores.snapshots("memory")
+        commit = snapshots.commit
+        seen: list[str | None] = []
+
+        async def committing(name, key, *, labels=None):
+            layer = Digest.of(LAYERS[len(seen)])
+            seen.append((await stores.content.info(layer)).labels.get(UNCOMPRESSED))
+            await commit(name, key, labels=labels)
+
+        monkeypatch.setattr(snapshots, "commit", committing)
+        await pulled(stores, remote, target, unpacks=UNPACK)
+        assert seen == [Digest.of(one) for one in LAYERS]
 
     run(scenario)
