@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,12 +27,14 @@ PACKAGES = "python3,python3-venv,runc,crun,make,git,ca-certificates,iproute2,pro
 FROM_HOST = ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt")
 KEPT = {".venv", ".peers", ".peers.lock", ".cache", ".mypy_cache"}
 
-# $1 is the root, the rest the command. The shell stays as process 1 and reaps.
+# $1 is the root, $2 a file that runs of tests share (tools/residue.py), the rest the command. The shell stays as
+# process 1 and reaps.
 ENTER = """set -eu
-root=$1; shift
+root=$1; runs=$2; shift 2
 mount --bind "$root" "$root"; cd "$root"
 mount -t proc proc proc; mount --rbind /sys sys; mount --rbind /dev dev
 mount -t tmpfs -o mode=0755 tmpfs run; find tmp -mindepth 1 -delete
+touch "$runs" "tmp/${runs##*/}"; chmod 600 "$runs"; mount --bind "$runs" "tmp/${runs##*/}"
 pivot_root . mnt; cd /src; umount -l /mnt
 env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 "$@"
 """
@@ -92,7 +95,8 @@ def run(root: Path, command: list[str]) -> int:
             (root / name[1:]).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(name, root / name[1:])
     isolated = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
-    return subprocess.run([*isolated, "sh", "-c", ENTER, "sh", root, *command], check=False).returncode
+    runs = Path(tempfile.gettempdir(), f"orlop-test-runs-{os.getuid()}")
+    return subprocess.run([*isolated, "sh", "-c", ENTER, "sh", root, runs, *command], check=False).returncode
 
 
 def _debootstrap() -> tuple[str, dict[str, str]]:
