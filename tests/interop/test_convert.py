@@ -13,6 +13,7 @@ import pytest
 from orlop.base.errdefs import FailedPreconditionError, InvalidArgumentError, OrlopError, UnknownError
 from orlop.client.convert import ConvertOptions, LayerForm, MediaFamily
 from orlop.client.sync import Client
+from orlop.oci.digest import Digest
 from orlop.oci.image import Descriptor
 from tools import debian13, peers
 from tools.images import Image
@@ -232,6 +233,17 @@ def test_what_mkfs_says_is_said(client, imported, our_ctr, orlopd, namespace, mo
     assert "too old" in (old.value.hint or "")
     assert client.content.ingests() == []
     assert [image.name for image in client.images.list()] == [imported]
+
+
+def test_file_systems_can_be_refused(new_orlopd) -> None:
+    section = '[plugins."io.containerd.differ.v1.walking"]'
+    with Client(str(new_orlopd(config=f"{section}\nerofs_layers = false\n").address), "default") as client:
+        blob = b"whatever it is"
+        client.content.write("blob", blob)
+        mounts = client.snapshots().prepare("extract-1 layer")
+        descriptor = Descriptor(media_type="application/vnd.erofs.layer.v1", digest=Digest.of(blob), size=len(blob))
+        with pytest.raises(FailedPreconditionError, match="erofs_layers = false refuses"):
+            client.diff.apply(descriptor, mounts)
 
 
 def test_a_blob_that_is_no_file_system_is_refused(client, orlopd) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from orlop.base.errdefs import OrlopError, ResourceExhaustedError, UnimplementedError
+from orlop.base.errdefs import FailedPreconditionError, OrlopError, ResourceExhaustedError, UnimplementedError
 from orlop.base.platforms import default_string
 from orlop.base.quoting import quote
 from orlop.core.content import Reader, WatchedStore
@@ -40,9 +40,11 @@ class Config:
 
     Attributes:
         unpack_ahead: unpack the layers above one that is asked for beside it; see `orlop.core.diff.ahead`.
+        erofs_layers: take layers that are images of EROFS, which the kernel then reads as they came.
     """
 
     unpack_ahead: bool = True
+    erofs_layers: bool = True
 
 
 class Walking:
@@ -58,6 +60,7 @@ class Walking:
         *,
         db: Database,
         atonce: int = 0,
+        erofs_layers: bool = True,
     ) -> None:
         """`atonce` is how many layers are unpacked ahead at the same time."""
         self._content = content
@@ -66,6 +69,7 @@ class Walking:
         self._snapshots = snapshots
         self._pool = pool
         self._processors = processors
+        self._erofs_layers = erofs_layers
         self.ahead = Ahead(self._unpack_alone, self._layers, self._is_here, atonce=atonce) if atonce else None
         if self.ahead is not None:
             ahead = self.ahead
@@ -83,6 +87,8 @@ class Walking:
     ) -> Applied:
         await self._content.info(namespace, layer.digest)
         whole = is_file_system(layer.media_type)
+        if whole and not self._erofs_layers:
+            raise FailedPreconditionError(f"layer {layer.digest} is a file system, which erofs_layers = false refuses")
         steps = [] if whole else chain(layer.media_type, self._processors)
         # What comes out of a stream processor may be for its caller only.
         shared = None if sync or steps else await self._snapshots.shared(namespace, mounts)
@@ -279,6 +285,7 @@ def _init(context: Context) -> Walking:
         manager,
         db=context.get(METADATA),
         atonce=atonce,
+        erofs_layers=context.config.erofs_layers,
     )
     if walking.ahead is not None:
         sweeping = asyncio.create_task(asyncio.to_thread(walking.ahead.sweep, snapshots.rooms()))
