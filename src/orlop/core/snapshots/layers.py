@@ -102,6 +102,7 @@ class Layers:
         self._executor = executor
         self._making = making
         self._unmake = unmake
+        self._freezes = type(snapshotter).commit is not Snapshotter.commit
         self._works: dict[Key, _Work] = {}
         self._closed = False
 
@@ -126,7 +127,7 @@ class Layers:
             snapshot = as_snapshot(row, below)
             if row["layer"] is None and not await self._called(self._snapshotter.untouched, snapshot):
                 return None
-            if await self._called(self._snapshotter.mounts, snapshot) != list(mounts):
+            if await self._mounts(snapshot) != list(mounts):
                 return None
         return Shared(layers=self, number=number, below=below)
 
@@ -205,7 +206,8 @@ class Layers:
 
         async def settle(filled: Filled) -> None:
             nonlocal kept
-            await self._work(key, self._snapshotter.commit, snapshot)
+            if self._freezes:
+                await self._work(key, self._snapshotter.commit, snapshot)
             failpoints.reach("snapshots.layer.filled")
             kept = await self._db.write(insert(filled))
             failpoints.reach("snapshots.layer.recorded")
@@ -213,13 +215,19 @@ class Layers:
         self._making.add(number)
         try:
             await _to_the_end(self._work(key, self._snapshotter.prepare, snapshot))
-            filled = await unpack(await self._work(key, self._snapshotter.mounts, snapshot))
+            filled = await unpack(await self._mounts(snapshot))
             await _to_the_end(settle(filled))
         finally:
             if kept:
                 self._making.discard(number)
             else:
                 self._unmake(number)
+
+    async def _mounts(self, snapshot: Snapshot) -> list[Mount]:
+        if "mounts" in self._snapshotter.quick:
+            return self._snapshotter.mounts(snapshot)
+        with in_words(f"mounts of number {snapshot.number}"):
+            return await self._called(self._snapshotter.mounts, snapshot)
 
     async def _work(self, key: Key, function: Callable[[Snapshot], T], snapshot: Snapshot) -> T:
         with in_words(f"layer {key.digest}: number {snapshot.number}"):
@@ -240,8 +248,6 @@ async def _to_the_end(work: Coroutine[Any, Any, object]) -> None:
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError as error:
-            if task.done():
-                break
             cancelled = error
     task.result()
     if cancelled is not None:
