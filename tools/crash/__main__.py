@@ -56,6 +56,8 @@ def play(stage: Stage, chosen: Sequence[Operation], points: Collection[str]) -> 
             for problem in row.problems:
                 print(f"    {problem}", flush=True)
             yield row
+        if operation.apart:
+            stage.afresh()
 
 
 def _matches(name: str, patterns: str) -> bool:

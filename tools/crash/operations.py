@@ -11,14 +11,18 @@ import random
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Final
 
 import orlop
 from orlop.base.errdefs import AlreadyExistsError, NotFoundError, ResourceExhaustedError
 from orlop.core.metadata import schema
+from orlop.core.mount import Mount
+from orlop.core.mount.perform import mount_all
 from orlop.oci.digest import Digest
 from orlop.oci.image import Descriptor
+from tools import residue
 from tools.crash.stage import NAMESPACE, OTHER, Stage
 
 ROOT: Final = {"containerd.io/gc.root": "yes"}
@@ -27,6 +31,7 @@ DIGEST: Final = str(Digest.of(BLOB))
 PART: Final = 50_000
 LEASE: Final = "held"
 NAME: Final = "orlop.test/crash:latest"
+FILLER: Final = "filler"
 QUOTA: Final = "orlop.dev/quota.bytes"
 
 
@@ -43,6 +48,7 @@ class Operation:
         restarts: what is done is the start of the daemon, which `prepare` has stopped.
         helpers: pattern of points at which, in further crashes, what the daemon has started is killed in its stead.
         tasks: a supervisor takes part, and is killed too, with the daemon and alone.
+        apart: the next operation needs a daemon on another file system.
         store: which one it is for.
     """
 
@@ -53,6 +59,7 @@ class Operation:
     restarts: bool = False
     helpers: str = ""
     tasks: bool = False
+    apart: bool = False
 
 
 # -- content ----------------------------------------------------------------------------------------------------------
@@ -329,11 +336,40 @@ def _no_database(stage: Stage) -> None:
             (stage.daemon.root / name).unlink()
 
 
+def _full_disk(stage: Stage) -> None:
+    """A blob on a small file system that has no space for another row."""
+    stage.kill()
+    if os.path.ismount(stage.daemon.root):
+        residue.unmount(os.fspath(stage.daemon.root))
+    stage.daemon.root.mkdir(exist_ok=True)
+    mount_all([Mount(type="tmpfs", source="tmpfs", options=("size=16m",))], os.fspath(stage.daemon.root))
+    stage.start()
+    _write_root(stage)
+    with open(stage.daemon.root / FILLER, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    with stage.client() as client, contextlib.suppress(ResourceExhaustedError):
+        while True:
+            client.leases.create(expires_in=timedelta(days=1))
+
+
+def _delete_on_full_disk(stage: Stage) -> None:
+    _delete_content(stage)
+    (stage.daemon.root / FILLER).unlink(missing_ok=True)
+
+
 OPERATIONS: Final = (
     Operation(name="write content", store="content", prepare=lease, perform=_write),
     Operation(name="share content", store="content", prepare=_written, perform=_share),
     Operation(name="refused commit", store="content", prepare=lease, perform=_refused),
     Operation(name="delete content", store="content", prepare=_write_root, perform=_delete_content),
+    Operation(
+        name="delete content on a full disk",
+        store="content",
+        prepare=_full_disk,
+        perform=_delete_on_full_disk,
+        apart=True,
+    ),
     Operation(name="import", store="images", perform=import_image),
     Operation(name="create image", store="images", perform=_create_image),
     Operation(name="delete image", store="images", prepare=import_image, perform=_delete_image),

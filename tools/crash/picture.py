@@ -121,7 +121,8 @@ def _strays(stage: Stage) -> Iterator[str]:
     """Processes, mounts, cgroups and files that nobody answers for."""
     with stage.database() as db:
         layers = {str(bytes_of(row)) for row in db.execute("SELECT * FROM snapshots WHERE snapshotter = 'erofs'")}
-    known = {f"{stage.daemon.root}/snapshots/erofs/mounted/{number}" for number in layers}
+    known = {os.fspath(stage.daemon.root)}
+    known |= {f"{stage.daemon.root}/snapshots/erofs/mounted/{number}" for number in layers}
     with stage.database() as db:
         numbers = [str(row["number"]) for row in db.execute("SELECT number FROM mounts")]
     activations = tuple(f"{stage.daemon.state}/{MOUNTS}/{number}/" for number in numbers)

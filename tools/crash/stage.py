@@ -14,7 +14,7 @@ from typing import Final
 
 import orlop
 from orlop.base import failpoints
-from orlop.base.errdefs import AlreadyExistsError
+from orlop.base.errdefs import AlreadyExistsError, ResourceExhaustedError
 from tools import residue
 from tools.daemons import Orlopd, Registry
 from tools.images import Image
@@ -86,7 +86,8 @@ class Stage:
         if self.daemon.process is None:
             self.daemon.start()
             self.daemon.forget_notifications()
-        self.collect()
+        with contextlib.suppress(ResourceExhaustedError):  # the disk is full, as it was made
+            self.collect()
 
     def later(self) -> None:
         """As if a day had passed: what clients hold while they do something, and let go of when they are killed."""
