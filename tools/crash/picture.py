@@ -112,12 +112,12 @@ def _problems(stage: Stage, *, empty: bool) -> Iterator[str]:
     yield from (f"a snapshot without a directory: {one}" for one in snapshots - directories)
     yield from (f"a snapshot's directory without a row: {one}" for one in directories - snapshots)
     yield from (f"mounts without a row: {name}" for name in set(_names(stage.daemon.state / MOUNTS)) - mounts)
-    yield from _strays(stage)
+    yield from _strays(stage, empty=empty)
     if empty:
         yield from (f"was deleted and is there: {one}" for one in [*blobs, *ingests, *snapshots, *mounts])
 
 
-def _strays(stage: Stage) -> Iterator[str]:
+def _strays(stage: Stage, *, empty: bool) -> Iterator[str]:
     """Processes, mounts, cgroups and files that nobody answers for."""
     with stage.database() as db:
         layers = {str(bytes_of(row)) for row in db.execute("SELECT * FROM snapshots WHERE snapshotter = 'erofs'")}
@@ -140,7 +140,7 @@ def _strays(stage: Stage) -> Iterator[str]:
             yield f"a process: {pid}: {command}"
     yield from (f"a cgroup: {path}" for path in residue.cgroups() if f"/{NAMESPACE}/" in path)
     yield from (f"a work directory: {path}" for path in (stage.daemon.root / BUNDLES).glob("*/*"))
-    left = [*(stage.daemon.state / "s").glob("orlop-probe-*")]
+    left = [*(stage.daemon.state / "s").glob("orlop-probe-*")] if empty else []  # the next creation's to take away
     left += [*(stage.daemon.state / "s").glob("*.gone/*"), *(stage.daemon.state / "s").glob("*.sandboxes/*")]
     yield from (f"left by a supervisor: {path}" for path in left if path.name != RUNTIME_LOG)
 

@@ -49,7 +49,7 @@ class Chooser:
     def __init__(self, reaper: Reaper, place: Place) -> None:
         self._reaper = reaper
         self._place = place
-        self._lock = asyncio.Lock()
+        self._search: asyncio.Task[list[str]] | None = None
         self._default: list[str] = []
 
     async def choose(self, options: Options) -> Choice:
@@ -64,10 +64,9 @@ class Chooser:
             if not command:
                 raise NotFoundError(f'OCI runtime "{name}": no such program', hint="install it, or name another one")
             return Choice(runtime=self._runtime(command, options))
-        async with self._lock:
-            # Installing another runtime needs no new supervisor, removing one must not stop it.
-            if not self._default or not os.access(self._default[0], os.X_OK):
-                self._default = await self._find_default()
+        # Installing another runtime needs no new supervisor, removing one must not stop it.
+        if not self._default or not os.access(self._default[0], os.X_OK):
+            self._default = await self._searched()
         first, *rest = self._default
         fallback = self._runtime(rest[0], options) if rest else None
         return Choice(runtime=self._runtime(first, options), fallback=fallback)
@@ -80,6 +79,18 @@ class Chooser:
             root=f"{base}/{self._place.namespace}",
             systemd_cgroup=options.systemd_cgroup,
         )
+
+    async def _searched(self) -> list[str]:
+        """One search for all who ask; it ends what it began, also when they give up."""
+        if self._search is None:
+            self._search = asyncio.get_running_loop().create_task(self._find_default())
+            self._search.add_done_callback(self._forget_search)
+        return await asyncio.shield(self._search)
+
+    def _forget_search(self, search: "asyncio.Task[list[str]]") -> None:
+        self._search = None
+        if not search.cancelled():
+            search.exception()  # nobody may be left to ask for it
 
     async def _find_default(self) -> list[str]:
         """Commands that work, the best first."""
