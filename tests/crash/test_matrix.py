@@ -19,7 +19,14 @@ from tools.images import Image
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 BY_NAME = {operation.name: operation for operation in EVERY}
-PLAYED = ("write content", "collection", "migration", "remove snapshots (overlayfs)", "create image")
+PLAYED = (
+    "write content",
+    "collection",
+    "migration",
+    "remove snapshots (overlayfs)",
+    "create image",
+    "deactivate mounts",
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +99,13 @@ def test_a_trial_of_a_runtime_that_was_cut_off_leaves_nothing(stage: Stage) -> N
 
 
 def test_every_store_is_played() -> None:
-    assert {BY_NAME[name].store for name in PLAYED} == {"content", "metadata", "overlayfs", "images"}
+    assert {BY_NAME[name].store for name in PLAYED} == {
+        "content",
+        "metadata",
+        "overlayfs",
+        "images",
+        "mounts",
+    }
 
 
 def test_the_matrix_sees_what_is_wrong(stage: Stage) -> None:
