@@ -16,7 +16,7 @@ from google.protobuf.any_pb2 import Any as PackedAny
 
 import orlop
 from orlop.api.types.runc.options.oci_pb2 import Options
-from orlop.base.errdefs import DeadlineExceededError, NotFoundError, OrlopError, UnknownError
+from orlop.base.errdefs import DeadlineExceededError, NotFoundError, OrlopError, UnavailableError, UnknownError
 from orlop.client.io import Streams
 from tests.root.shims import Reader, running, supervisors, until
 from tools import daemons, residue
@@ -196,6 +196,30 @@ class Paths(orlop.NullIO):
 
 
 # ---- the OCI runtime
+
+
+def test_no_successor_can_be_started(house: House) -> None:
+    """What runs goes on and is neither forgotten nor killed; as soon as one can be started, it is asked again."""
+    task = house.start("one", "sleep", "1000")
+    pid = task.pid
+    [supervisor] = supervisors(house.daemon.address)
+    [lock] = (house.daemon.state / "s").glob("*.lock")
+    house.daemon.kill()
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: not running(supervisor), "the supervisor lives")
+    lock.unlink()
+    lock.mkdir()
+    house.daemon.start()
+    house.client.close()
+    house.client = orlop.Client(str(house.daemon.address), house.namespace, timeout_s=120)
+    assert running(pid)
+    with pytest.raises(UnavailableError, match=r"no successor could be started: .*Is a directory"):
+        house.client.task("one").state()
+    assert running(pid)
+    lock.rmdir()
+    assert house.client.task("one").state().pid == pid
+    house.client.task("one").delete(force=True)
+    house.nothing_is_left("one")
 
 
 @pytest.mark.parametrize("fault", [HANGS, DIES], ids=["hangs", "dies"])

@@ -121,7 +121,7 @@ def _adopt_exec(task: Task, process: Process) -> None:
             pid = read_pid_file(f"{task.bundle}/{process.exec_id}.pid")
             process.record.start_time = start_time(pid)
             process.record.pid = pid
-            process.set_status(RUNNING)
+            process.found(RUNNING)
     if process.status == STOPPED:
         _restore_exit(process)
         task.publish_exit(process)
@@ -165,10 +165,10 @@ async def _settle_status(task: Task) -> None:
         "running",
         "paused",
     ):
-        init.set_status(PAUSED if frozen else RUNNING)
+        init.found(PAUSED if frozen else RUNNING)
         task.publish_start()
     elif init.status in (RUNNING, PAUSED) and frozen is not None:
-        init.set_status(PAUSED if frozen else RUNNING)
+        init.found(PAUSED if frozen else RUNNING)
     task.shop.oom.watch(task.container, task.cgroup)
 
 

@@ -89,6 +89,17 @@ class Process:
             self.record.status = status
             self.save()
 
+    def found(self, status: str) -> None:
+        """It is in this state, whatever its record says, which stays as it was where the disk is full: a successor asks
+        the runtime and the cgroup."""
+        if self.record.status in (records.STOPPED, status):
+            return
+        self.record.status = status
+        try:
+            self.save()
+        except OSError as error:
+            _log.warning("record of %s not written: %s", self.name, error)
+
     def ended(self, exit_: Exit) -> None:
         """The process has ended: write it down first, then tell those who wait."""
         self.exit = exit_

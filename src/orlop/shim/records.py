@@ -115,9 +115,9 @@ def write_file(place: str, record: Record) -> None:
             data = data[os.write(fd, data) :]
         failpoints.reach("shim.record.written")
         os.rename(beside, place)
-    except OSError:
+    except OSError as error:
         os.unlink(beside)
-        raise
+        raise OSError(error.errno, error.strerror, place) from error
     finally:
         os.close(fd)
     failpoints.reach("shim.record.renamed")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orlop.base.errdefs import DeadlineExceededError, UnknownError
+from orlop.core.mount import disk
 from orlop.shim.reaper import Reaper
 from orlop.shim.spawn import DEVNULL, spawn
 
@@ -21,6 +22,8 @@ CALL_LIMIT_S = 90.0  # below the daemon's patience with us
 UNDO_LIMIT_S = 10.0
 _QUOTE_LIMIT = 16 << 10
 _ANSWER_LIMIT = 1 << 20
+# For the state of one container.
+_ENOUGH_BYTES = 64 << 10
 # Where a client names a program without a path and the supervisor was started with a bare environment.
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -200,7 +203,7 @@ class Runtime:
             status = await self._run([*argv, *args], stdio or Stdio(stderr=stderr), limit_s)
             if status != 0:
                 reason = _last_error(log, start_of_log) or _last_lines(stderr) or _how_it_ended(self.command, status)
-                raise RuntimeFailedError(phase, container, reason)
+                raise RuntimeFailedError(phase, container, reason + _where_full(bundle, self.root))
         except TimeoutError as error:
             text = f'OCI runtime {phase}: container "{container}": no answer from {self.command} within {limit_s:g} s'
             raise DeadlineExceededError(text) from error
@@ -254,6 +257,25 @@ def read_pid_file(path: str) -> int:
             return int(file.read())
     except (OSError, ValueError) as error:
         raise UnknownError(f"the OCI runtime's pid file {path}: {error}") from error
+
+
+def _where_full(*places: str) -> str:
+    """Which file systems of these have no space left: runtimes do not say so where they cannot write their state."""
+    full = {disk.mount_point(place) for place in places if _is_full(place)}
+    return "".join(f"; no space left on the file system at {one}" for one in sorted(full))
+
+
+def _is_full(place: str) -> bool:
+    """By trying: file systems keep some of what they show as free to themselves."""
+    try:
+        fd = os.open(place, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, _ENOUGH_BYTES)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error.errno in disk.FULL
+    return False
 
 
 def _size(path: str) -> int:

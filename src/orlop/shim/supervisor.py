@@ -21,6 +21,7 @@ from orlop.api.runtime.task.v2 import shim_pb2 as v2_pb2
 from orlop.api.runtime.task.v3 import shim_pb2 as v3_pb2
 from orlop.base import errdefs, failpoints, rpc
 from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError
+from orlop.core.mount import disk
 from orlop.linux import prctl
 from orlop.shim import adoption, events, records, spawn
 from orlop.shim.choice import Chooser
@@ -94,7 +95,7 @@ class Supervisor:
             publisher=self._publisher,
             oom=OomWatcher(self._out_of_memory),
         )
-        self._server = Server(translate=errdefs.to_status, check_access=self._refusal)
+        self._server = Server(translate=_status, check_access=self._refusal)
         service = TaskService(self)
         for module in (v2_pb2, v3_pb2):
             bound = rpc.bind(module.DESCRIPTOR.services_by_name["Task"], service)
@@ -163,6 +164,8 @@ class Supervisor:
             self.touch()
 
     async def _create(self, request: Request) -> Task:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self._place.gone, 0o700)  # now, for on a full disk nothing could be deleted without it
         choice = await self._chooser.choose(request.options)
         try:
             return await Task.create(self._shop, request, choice.runtime)
@@ -352,6 +355,13 @@ def _log_stacks() -> None:
     from orlop.base import stacks
 
     _log.info("stacks\n%s", stacks.text())
+
+
+def _status(error: BaseException) -> tuple[int, str]:
+    """As `to_status`; of a disk that is full or failing, which file system it is."""
+    if isinstance(error, OSError) and (path := error.filename2 or error.filename):
+        error = disk.failure(f"supervisor: {os.fsdecode(path)}", os.path.dirname(path), error)
+    return errdefs.to_status(error)
 
 
 def _adapt(method: rpc.Method, supervisor: Supervisor) -> Method:

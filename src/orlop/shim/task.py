@@ -266,7 +266,7 @@ class Task:
                     with self.phases()(f"{self.runtime.name} start"):
                         await self.runtime.start(self.container, bundle=self.bundle)
                     failpoints.reach("shim.start.started")
-                    init.set_status(RUNNING)
+                    init.found(RUNNING)
                 init.running_since_ns = clock()
                 self.publish_start()
             finally:
@@ -411,11 +411,11 @@ class Task:
                 await self.runtime.pause(self.container, bundle=self.bundle)
             except OrlopError:
                 if self.cgroup.frozen():  # it has failed after its work
-                    self.init.set_status(PAUSED)
+                    self.init.found(PAUSED)
                 raise
             finally:
                 self.init.pausing = False
-            self.init.set_status(PAUSED)
+            self.init.found(PAUSED)
             self._publish(events.PAUSED, events_pb2.TaskPaused(container_id=self.container))
 
     async def resume(self) -> None:
@@ -426,9 +426,9 @@ class Task:
                 await self.runtime.resume(self.container, bundle=self.bundle)
             except OrlopError:
                 if self.cgroup.frozen() is False:
-                    self.init.set_status(RUNNING)
+                    self.init.found(RUNNING)
                 raise
-            self.init.set_status(RUNNING)
+            self.init.found(RUNNING)
             self._publish(events.RESUMED, events_pb2.TaskResumed(container_id=self.container))
 
     async def update(self, resources: bytes) -> None:
@@ -600,8 +600,11 @@ def _now_ns() -> int:
 
 def _write_private(path: str, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(data)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def _process_document(exec_id: str, paths: Paths, spec: bytes) -> bytes:

@@ -110,10 +110,20 @@ class Bundle:
             return ""
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a small file into the bundle, whole or not at all."""
+        """Put a small file into the bundle, whole or not at all.
+
+        Raises:
+            ResourceExhaustedError, InternalError: it cannot be; names task, file and file system.
+        """
         scratch = self.path / f".{name}"
-        scratch.write_bytes(data)
-        scratch.replace(self.path / name)
+        with disk.in_words(f'task "{self.id}": write {self.path / name}', self.path):
+            try:
+                scratch.write_bytes(data)
+                scratch.replace(self.path / name)
+            except OSError:
+                with contextlib.suppress(OSError):  # goes with the bundle
+                    scratch.unlink()
+                raise
         failpoints.reach("task.bundle.noted")
 
     def bootstrap(self) -> Bootstrap | None:
@@ -220,7 +230,8 @@ class Bundles:
                 undo.pop_all()
         except OSError as error:
             what = f'task "{task_id}": create bundle {bundle.path}'
-            raise disk.failure(what, error.filename or bundle.path.parent, error) from error
+            # of two names the second is what was to be made
+            raise disk.failure(what, error.filename2 or error.filename or bundle.path.parent, error) from error
         return bundle
 
     def swept(self) -> list[Bundle]:

@@ -443,7 +443,8 @@ class TaskManager:
             shim.tasks[bundle.id] = bundle
             task = Task(bundle, shim, self.recent)
             try:
-                await task.state()
+                if shim.alive():  # else it goes on without a supervisor, until one can be started
+                    await task.state()
             except BaseException:
                 shim.tasks.pop(bundle.id)
                 raise

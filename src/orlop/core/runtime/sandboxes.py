@@ -245,8 +245,9 @@ class ShimController:
             shim = await self._shims.find(bundle, bootstrap, binary)
             shim.sandboxes[bundle.id] = bundle
             try:
-                request = pb.PingRequest(sandbox_id=bundle.id)
-                await _call(shim, "PingSandbox", request, pb.PingResponse, timeout_s=PING_TIMEOUT_S)
+                if shim.alive():  # else it goes on without a supervisor, until one can be started
+                    request = pb.PingRequest(sandbox_id=bundle.id)
+                    await _call(shim, "PingSandbox", request, pb.PingResponse, timeout_s=PING_TIMEOUT_S)
             except UnimplementedError:
                 pass  # not every shim can be asked; it is there
             except BaseException:

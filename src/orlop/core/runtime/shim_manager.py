@@ -110,31 +110,46 @@ class ShimManager:
             return known
         shim = Shim(namespace, bootstrap, binary)
         await shim.connect(self._lost)
-        if shim.groups:
-            shim.revive = lambda: self._revive(shim)
-        self._shims[key] = shim
-        return shim
+        return self._enter(shim)
 
     async def find(self, bundle: Bundle, bootstrap: Bootstrap, binary: ShimBinary | None) -> Shim:
         """Connect to the shim that a bundle names; a supervisor of ours that died meanwhile gets its successor.
 
+        Where none can be started, as on a full disk, the shim is returned as it is: what it held goes on, and each call
+        tries again.
+
         Raises:
             UnavailableError: a foreign shim is gone.
-            OrlopError: as `start`.
         """
         async with self._starts.setdefault(f"{bundle.namespace}\0{bootstrap.address}", asyncio.Lock()):
+            known = self._shims.get((bundle.namespace, bootstrap.address))
+            if known is not None and known.groups:
+                return known  # alive, or tried just now
             try:
                 return await self.connect(bundle.namespace, bootstrap, binary)
             except UnavailableError:
                 if binary is None or not binary.groups:
                     raise
             log.info("supervisor is gone, starting its successor", extra={"namespace": bundle.namespace})
-            successor = await binaries.start(binaries.newest(binary), self.host, bundle, b"")
-            return await self.connect(bundle.namespace, successor, binary)
+            try:
+                successor = await binaries.start(binaries.newest(binary), self.host, bundle, b"")
+                return await self.connect(bundle.namespace, successor, binary)
+            except OrlopError as error:
+                fields = {"namespace": bundle.namespace, "error": str(error)}
+                log.warning("successor of a supervisor did not start", extra=fields)
+                return self._enter(Shim(bundle.namespace, bootstrap, binary))
+
+    def _enter(self, shim: Shim) -> Shim:
+        if shim.groups:
+            shim.revive = lambda: self._revive(shim)
+        self._shims[shim.namespace, shim.bootstrap.address] = shim
+        return shim
 
     async def renew(self) -> None:
         """Have supervisors of another release retire; their successors, of this one, take over what they hold."""
-        await asyncio.gather(*(self._renew(shim) for shim in list(self._shims.values()) if shim.groups))
+        await asyncio.gather(
+            *(self._renew(shim) for shim in list(self._shims.values()) if shim.groups and shim.alive())
+        )
 
     async def _renew(self, shim: Shim) -> None:
         fields = {"namespace": shim.namespace, "address": shim.bootstrap.address}
