@@ -200,8 +200,7 @@ class Paths(orlop.NullIO):
 
 def test_no_successor_can_be_started(house: House) -> None:
     """What runs goes on and is neither forgotten nor killed; as soon as one can be started, it is asked again."""
-    task = house.start("one", "sleep", "1000")
-    pid = task.pid
+    pids = {name: house.start(name, "sleep", "1000").pid for name in ("one", "two", "three")}
     [supervisor] = supervisors(house.daemon.address)
     [lock] = (house.daemon.state / "s").glob("*.lock")
     house.daemon.kill()
@@ -212,14 +211,14 @@ def test_no_successor_can_be_started(house: House) -> None:
     house.daemon.start()
     house.client.close()
     house.client = orlop.Client(str(house.daemon.address), house.namespace, timeout_s=120)
-    assert running(pid)
     with pytest.raises(UnavailableError, match=r"no successor could be started: .*Is a directory"):
         house.client.task("one").state()
-    assert running(pid)
+    assert all(map(running, pids.values()))
     lock.rmdir()
-    assert house.client.task("one").state().pid == pid
-    house.client.task("one").delete(force=True)
-    house.nothing_is_left("one")
+    for name, pid in pids.items():
+        assert house.client.task(name).state().pid == pid
+        house.client.task(name).delete(force=True)
+        house.nothing_is_left(name)
 
 
 @pytest.mark.parametrize("fault", [HANGS, DIES], ids=["hangs", "dies"])

@@ -210,12 +210,22 @@ class ShimManager:
     async def _revive(self, shim: Shim) -> None:
         """Give what a dead supervisor held to its successor, which finds it by its records.
 
+        Who comes while somebody tries gets what comes of that: a list of many tasks tries once.
+
         Raises:
             UnavailableError: no successor could be started; names the last reason.
         """
+        before = shim.not_revived
         async with shim.reviving:
-            if not shim.alive():
+            if shim.alive():
+                return
+            if shim.not_revived is not None and shim.not_revived is not before:
+                raise UnavailableError(shim.not_revived.text)
+            try:
                 await self._start_successor(shim)
+            except UnavailableError as error:
+                shim.not_revived = error
+                raise
 
     async def _start_successor(self, shim: Shim) -> None:
         bundle = shim.any_bundle()

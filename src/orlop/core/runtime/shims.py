@@ -32,6 +32,7 @@ class Shim:
         groups: it is our supervisor; when it dies, a successor takes its tasks over.
         tasks, sandboxes: bundles of what it holds by id, as far as this daemon knows.
         cgroup: where a supervisor of ours lives by the wish of a client, empty by nobody's; None if it is not known.
+        not_revived: why at the last attempt no successor could be started.
     """
 
     def __init__(self, namespace: str, bootstrap: Bootstrap, binary: ShimBinary | None) -> None:
@@ -45,6 +46,7 @@ class Shim:
         self._client: aio.Client | None = None
         self._watch: asyncio.Task[None] | None = None
         self.reviving: asyncio.Lock = asyncio.Lock()
+        self.not_revived: UnavailableError | None = None
         self._closing = False
         self._record = trace.recorder()
 
