@@ -359,8 +359,10 @@ def _log_stacks() -> None:
 
 def _status(error: BaseException) -> tuple[int, str]:
     """As `to_status`; of a disk that is full or failing, which file system it is."""
-    if isinstance(error, OSError) and (path := error.filename2 or error.filename):
-        error = disk.failure(f"supervisor: {os.fsdecode(path)}", os.path.dirname(path), error)
+    if isinstance(error, OSError) and disk.is_disks(error):
+        path = error.filename2 or error.filename
+        if isinstance(path, str) and path.startswith("/"):  # not a descriptor, nor relative to one
+            error = disk.failure(f"supervisor: {path}", os.path.dirname(path), error)
     return errdefs.to_status(error)
 
 

@@ -42,13 +42,18 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
     return found.f_bfree * found.f_frsize
 
 
+def is_disks(error: OSError) -> bool:
+    """Whether a full or failing disk is the reason."""
+    return error.errno in FULL | _BROKEN
+
+
 def failure(what: str, path: str | os.PathLike[str] | None, error: OSError) -> errdefs.OrlopError:
     """`error` in words: what was being done, and if the disk is the reason, where the file system is mounted.
 
     Args:
         path: what is on that file system, where it is known.
     """
-    if error.errno not in FULL | _BROKEN:
+    if not is_disks(error):
         return errdefs.InternalError(f"{what}: {error}")
     reason = "no space left" if error.errno == errno.ENOSPC else (error.strerror or str(error)).lower()
     where = "" if path is None else f" on the file system at {mount_point(path)}"
