@@ -23,6 +23,7 @@ import orlop
 from orlop.core.fsck import Finding
 from orlop.linux.btrfs import set_read_only
 from orlop.linux.mount import mount
+from tests.root.shims import until
 from tools import filesystems, residue
 from tools.daemons import COLLECT_ON_REQUEST, Ctr, Orlopd, Registry
 from tools.images import Image
@@ -161,6 +162,18 @@ def test_a_pull_brings_a_lost_layer_though_it_is_unpacked(
     (found,) = stage.fsck(repair=True)
     assert " from 127.0.0.1/lost-layer: " in found.mends
     stage.ctr("pull", reference)
+    assert stage.fsck() == []
+
+
+def test_a_foreign_client_brings_a_lost_blob(
+    stage: Stage, go_ctr: Callable[..., Ctr], registry: Registry, busybox_image: Image
+) -> None:
+    reference = registry.push(busybox_image, "lost-blob")
+    ctr = go_ctr(stage.daemon, stage.ctr.namespace)
+    ctr("content", "fetch", "--plain-http", reference)
+    stage.blob(stage.largest_blob()).unlink()
+    assert [one.kind for one in stage.fsck()] == ["blob-missing"]
+    ctr("content", "fetch", "--plain-http", reference)
     assert stage.fsck() == []
 
 
@@ -421,6 +434,45 @@ def test_a_task_that_the_daemon_has_lost_is_taken_over(own_stage: Stage) -> None
     assert stage.ctr("tasks", "exec", "--exec-id", "look", "lost", "echo", "alive") == "alive\n"
     assert stage.fsck() == []
     stage.ctr("tasks", "delete", "--force", "lost")
+
+
+def test_after_a_kill_the_daemon_checks_what_was_being_written(own_stage: Stage) -> None:
+    """As if the kill had come before a sync: a layer lost its end, a blob that came last is torn, an ingest is longer
+    than what of it was on disk in an earlier boot.
+    """
+    stage = own_stage
+    number, name = stage.layer_with("bin/busybox", "overlayfs")
+    last = stage.client.content.write("last", b"the last blob", labels={"containerd.io/gc.root": "now"})
+    with stage.client.content.writer("half-written") as writer:
+        writer.write(b"half of it, and more")
+    (ingest,) = (stage.root / "content" / "ingest").iterdir()
+    stage.client.close()
+    stage.daemon.kill()
+    with contextlib.closing(sqlite3.connect(stage.root / "meta.db")) as connection, connection:
+        connection.execute("UPDATE snapshots SET synced_at = NULL WHERE kind = 3")
+        connection.execute("UPDATE layers SET synced_at = NULL")
+    (ingest / "synced").write_text("the-boot-before 4\n")
+    cut(stage.root / "snapshots" / "overlayfs" / str(number) / "fs" / "bin" / "busybox")
+    flip(stage.blob(last))
+    stage.daemon.start()
+    until(lambda: "checked what was being written" in stage.daemon.log, "the daemon does not check")
+    log = stage.daemon.log
+    assert "the last daemon did not stop cleanly" in log
+    assert f"kind=layer-changed object=overlayfs/{name}" in log
+    assert f"kind=blob-corrupt object={last}" in log
+    assert "cut an ingest to what was on disk" in log
+    assert (ingest / "data").read_bytes() == b"half"
+    assert [one.kind for one in stage.fsck()] == ["blob-missing"]
+    stage.client.content.write("last", b"the last blob")
+    assert stage.fsck() == []
+    stage.runs()
+
+
+def test_after_a_clean_stop_nothing_is_checked(own_stage: Stage) -> None:
+    own_stage.client.close()
+    own_stage.daemon.stop()
+    own_stage.daemon.start()
+    assert "did not stop cleanly" not in own_stage.daemon.log
 
 
 def test_what_is_not_ours_is_told_and_left(stage: Stage) -> None:

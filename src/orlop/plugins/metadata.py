@@ -8,7 +8,7 @@ from typing import Final
 from orlop.base.errdefs import InvalidArgumentError
 from orlop.core.content import SharingPolicy
 from orlop.core.kinds import EVENT, METADATA
-from orlop.core.metadata import Database
+from orlop.core.metadata import Database, runs
 from orlop.core.metadata.quotas import KINDS, Quota, Quotas
 from orlop.core.plugin import Context, Registration
 
@@ -34,7 +34,13 @@ def _init(context: Context) -> Database:
         quotas=Quotas(by_namespace=_quotas(context.config.quotas)),
     )
     database.__enter__()
-    context.on_close(database.__exit__)
+
+    def close() -> None:
+        runs.end(database)
+        database.__exit__()
+
+    context.on_close(close)
+    database.unclean = runs.begin(database)
     context.exports["path"] = str(database.path)
     context.exports["policy"] = database.content_sharing.value
     return database

@@ -25,6 +25,7 @@ class Order:
     Attributes:
         repair: mend what can be mended.
         quick: read no blob's bytes and unpack no layer.
+        after_stop: look only at what was being written when the last daemon was killed or the machine stopped.
         loop: the daemon's event loop.
         damaged: digests of blobs that were found damaged, for the checks that need them.
     """
@@ -32,6 +33,7 @@ class Order:
     loop: asyncio.AbstractEventLoop
     repair: bool = False
     quick: bool = False
+    after_stop: bool = False
     damaged: set[str] = field(default_factory=set)
     stopped: threading.Event = field(default_factory=threading.Event)
 

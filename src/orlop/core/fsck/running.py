@@ -23,10 +23,13 @@ class Fsck:
         self._checks = checks
         self._turn = asyncio.Lock()
 
-    async def run(self, *, repair: bool = False, quick: bool = False) -> AsyncGenerator[Found, None]:
+    async def run(
+        self, *, repair: bool = False, quick: bool = False, after_stop: bool = False
+    ) -> AsyncGenerator[Found, None]:
         """Check once. Closing the generator ends the checks, in the middle of what they do if that can be left so."""
         async with self._turn:
-            order = Order(loop=asyncio.get_running_loop(), repair=repair, quick=quick)
+            loop = asyncio.get_running_loop()
+            order = Order(loop=loop, repair=repair, quick=quick, after_stop=after_stop)
             found: asyncio.Queue[Found | None] = asyncio.Queue()
 
             def tell(one: Found | None) -> None:
@@ -39,6 +42,16 @@ class Fsck:
             finally:
                 order.stopped.set()
                 await _to_the_end(running)
+
+    async def after_unclean_stop(self) -> None:
+        """Check and mend what was being written when the last daemon ended; each thing that is done is told in the log.
+
+        Snapshots whose files a stop of the machine may have taken are `core.snapshots.recovery`'s.
+        """
+        log.warning("the last daemon did not stop cleanly: checking what was being written")
+        found = [one async for one in self.run(repair=True, after_stop=True)]
+        mended = sum(isinstance(one, Finding) and one.mended for one in found)
+        log.warning("checked what was being written", extra={"found": len(found), "mended": mended})
 
     def _run(self, order: Order, tell: Callable[[Found | None], None]) -> None:
         try:

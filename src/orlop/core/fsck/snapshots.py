@@ -14,6 +14,7 @@ snapshot does not change, so what differs then is damage. What is mended so is t
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,9 @@ _ROWS: Final = """
     FROM snapshots AS s LEFT JOIN snapshots AS p ON p.number = s.parent WHERE s.snapshotter = ? ORDER BY s.number
 """
 _LAYERS: Final = "SELECT number FROM layers WHERE snapshotter = ?"
+
+log: Final = logging.getLogger(__name__)
+
 _WAIT_S: Final = 0.2
 _AGAIN: Final = "removing it and what is built on it: its image is then unpacked again"
 _LOST: Final = "may be incomplete: its files were not on disk when the machine or the disk failed"
@@ -58,16 +62,16 @@ class SnapshotsCheck:
         self.db = db
         self.trash = trash
         self.differs = differs
-        self._stores = stores
+        self.stores = stores
         self._content = content
 
     def run(self, order: Order) -> Iterator[Finding | Unchecked]:
-        while not self._stores.swept.wait(_WAIT_S):
+        while not self.stores.swept.wait(_WAIT_S):
             order.go_on()
         known = Sources({})
         if order.repair or not order.quick:
             known = order.wait(sources(self.db, self._content))
-        for store in self._stores.values():
+        for store in self.stores.values():
             try:
                 yield from _Looking(self, order, store, known).run()
             except (OSError, OrlopError) as error:  # one behind a socket may not answer; the others do
@@ -95,6 +99,11 @@ class _Looking:
         yield from self._orphans(sorted(on_disk - layers - {rows.bytes_of(row) for row in known}))
         damaged: set[int] = set()
         seen: set[int] = set()
+        if self.order.after_stop:
+            unsynced = self.check.stores.unsynced
+            # What a stop of the machine may have taken is made again by `core.snapshots.recovery`.
+            known = [row for row in known if row["number"] in unsynced and row["synced_at"] != rows.LOST]
+            log.info("checking snapshots", extra={"snapshotter": self.store.name, "unsynced": len(known)})
         for row in _from_below(known):
             self.order.go_on()
             number = rows.bytes_of(row)

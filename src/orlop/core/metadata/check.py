@@ -24,7 +24,7 @@ class DatabaseCheck:
         self._db = db
 
     def run(self, order: Order) -> Iterator[Finding]:
-        pragma = "quick_check" if order.quick else "integrity_check"
+        pragma = "quick_check" if order.quick or order.after_stop else "integrity_check"
         for (words,) in self._db.all(f"PRAGMA {pragma}({_LIMIT})"):
             if words != "ok":
                 yield Finding(kind="database-corrupt", object=str(self._db.path), wrong=words, mends=_MENDS)

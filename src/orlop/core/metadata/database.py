@@ -141,6 +141,7 @@ class Database:
 
     Attributes:
         quotas: what namespaces may have at most.
+        unclean: whether the last daemon on it was killed, or its machine stopped under it.
         content_sharing: the policy for content; kept here, where containerd has it too, for the store that follows it.
 
     Raises on entering:
@@ -159,6 +160,7 @@ class Database:
         self.path = path
         self.content_sharing = content_sharing
         self.quotas = quotas or Quotas()
+        self.unclean = False
         self.publisher = publisher
         self.on_mutation: Callable[[int, int], None] | None = None
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()

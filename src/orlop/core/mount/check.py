@@ -32,7 +32,8 @@ class MountsCheck:
         self._roots = roots
 
     def run(self, order: Order) -> Iterator[Finding]:
-        yield from self._broken(order)
+        if not order.after_stop:  # the manager has looked already
+            yield from self._broken(order)
         for number in self._manager.orphans():
             order.go_on()
             path = os.fspath(self._manager.directory(number))

@@ -52,6 +52,8 @@ class RuntimeCheck:
         self._state = state
 
     def run(self, order: Order) -> Iterator[Finding | Unchecked]:
+        if order.after_stop:
+            return  # tasks were taken over or buried before anything was served
         yield from self._tasks(order)
         yield from self._bundles(order)
         yield from self._work(order)

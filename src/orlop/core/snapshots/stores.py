@@ -34,6 +34,7 @@ class Stores(Mapping[str, Store]):
 
     Attributes:
         swept: set when the sweep after the start is through.
+        unsynced: numbers of the committed snapshots whose files were not known to be on disk at the start.
     """
 
     def __init__(self, db: Database, trash: Trash, snapshotters: Mapping[str, Snapshotter]) -> None:
@@ -45,12 +46,14 @@ class Stores(Mapping[str, Store]):
         self._wake = threading.Event()
         self._stop = threading.Event()
         self.swept = threading.Event()
+        self.unsynced: frozenset[int] = frozenset()
         self._thread = threading.Thread(target=self._run, name="orlop-snapshot-upkeep", daemon=True)
 
     def __enter__(self) -> Self:
         on_disk = [_highest(name, one) for name, one in self._snapshotters.items()]
         numbers = Numbers(self._db, at_least=max(on_disk, default=0))
         boot = upkeep.boot_id()
+        self.unsynced = upkeep.unsynced(self._db)
         for name, snapshotter in self._snapshotters.items():
             store = Store(name, snapshotter, db=self._db, trash=self._trash, numbers=numbers, executor=self._executor)
             store.on_unsynced = self._wake.set
@@ -184,6 +187,8 @@ class Stores(Mapping[str, Store]):
                 # The store works all the same; what was not swept is found next time.
                 log.exception("snapshots: sweep failed", extra={"snapshotter": store.name})
         self.swept.set()
+        if self.unsynced:
+            self._wake.set()  # of a daemon that was killed: the page cache has them still
         while not self._stop.is_set():
             self._wake.wait()
             self._wake.clear()

@@ -48,6 +48,16 @@ def boot_id() -> str:
     return _BOOT_ID.read_text().strip()
 
 
+def unsynced(db: Database) -> frozenset[int]:
+    """The committed snapshots whose files are not known to be on disk."""
+    found = db.all(
+        "SELECT s.number FROM snapshots AS s LEFT JOIN layers AS l ON l.number = s.layer WHERE s.kind = ?"
+        " AND CASE WHEN s.layer IS NULL THEN s.synced_at ELSE l.synced_at END IS NULL",
+        (Kind.COMMITTED,),
+    )
+    return frozenset(row["number"] for row in found)
+
+
 def mark_lost(db: Database, store: Store, boot: str) -> int:
     """Mark what was not synced before the machine last stopped; returns how many are marked now."""
     key = f"snapshots/{store.name}/boot-id"

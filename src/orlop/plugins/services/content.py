@@ -196,8 +196,8 @@ class _WriteSession:
     async def _refuse_known(self, expected: str) -> None:
         """A blob that the namespace has needs no ingest: throw it away and say so."""
         try:
-            await self._store.info(self._namespace, Digest.parse(expected))
-        except OrlopError:  # it has none, or this is no digest, which the commit will say
+            (await self._store.reader(self._namespace, Digest.parse(expected))).close()
+        except OrlopError:  # it has none or its bytes are lost, or this is no digest, which the commit will say
             return
         await self._writer.close()
         try:

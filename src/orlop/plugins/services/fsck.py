@@ -1,5 +1,6 @@
 """The Fsck service, ours: checks of what the daemon knows against what there is. For root's socket."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -69,7 +70,16 @@ def _tasks(context: Context) -> RuntimeCheck:
 
 
 def _init(context: Context) -> Service:
-    return bind(pb.DESCRIPTOR.services_by_name["Fsck"], Fsck(Running(context.all(CHECK))))
+    running = Running(context.all(CHECK))
+    if context.get(METADATA).unclean:
+        checking = asyncio.create_task(running.after_unclean_stop(), name="fsck after an unclean stop")
+
+        async def stop() -> None:
+            checking.cancel()
+            await asyncio.gather(checking, return_exceptions=True)
+
+        context.on_close(stop)
+    return bind(pb.DESCRIPTOR.services_by_name["Fsck"], Fsck(running))
 
 
 REGISTRATIONS: Final = (
@@ -77,5 +87,5 @@ REGISTRATIONS: Final = (
     Registration(kind=CHECK, id="snapshots", requires=(METADATA, TRASH, SNAPSHOTS, CONTENT, DIFFER), init=_snapshots),
     Registration(kind=CHECK, id="mounts", requires=(MOUNT_MANAGER,), init=_mounts),
     Registration(kind=CHECK, id="tasks", requires=(METADATA, RUNTIME), init=_tasks),
-    Registration(kind=GRPC, id="fsck", requires=(CHECK,), init=_init),
+    Registration(kind=GRPC, id="fsck", requires=(CHECK, METADATA), init=_init),
 )

@@ -10,11 +10,13 @@ it (see `core.content.opening`). Until then who reads it is told, instead of bei
 A blob's file never changes after it has got its name, so its inode tells whether a suspect is still what was looked at.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from orlop.base.errdefs import UnavailableError
 from orlop.base.labels import DISTRIBUTION_SOURCE
 from orlop.core.fsck import Finding
 from orlop.core.fsck.checks import Order
@@ -22,11 +24,16 @@ from orlop.core.metadata import Transaction
 from orlop.core.metadata.rows import decode_map
 from orlop.oci.digest import Digest, new_hash
 from orlop.plugins.content.local import sweep
+from orlop.plugins.content.local.ingest import cut_to_synced
 
 if TYPE_CHECKING:
-    from orlop.plugins.content.local.blobs import LocalBlobs
+    from orlop.plugins.content.local.store import LocalStore
+
+log: Final = logging.getLogger(__name__)
 
 PAGE: Final = 256
+# What was committed so long before the last blob is checked after an unclean stop: more than a kernel keeps to itself.
+LATELY_NS: Final = 300 * 10**9
 _READ_BYTES: Final = 1 << 20
 
 
@@ -46,14 +53,20 @@ class ContentCheck:
 
     what = "content"
 
-    def __init__(self, blobs: "LocalBlobs") -> None:
-        self._blobs = blobs
+    def __init__(self, store: "LocalStore") -> None:
+        self._store = store
+        self._blobs = store.blobs
 
     def run(self, order: Order) -> Iterator[Finding]:
         self._blobs.sweep_once()  # what a crash has left is swept after the start, and is no finding
-        yield from self._without_rows(order)
+        since = 0
+        if order.after_stop:
+            since = self._lately()
+            self._cut_ingests(order)
+        else:
+            yield from self._without_rows(order)
         after = ""
-        while page := self._page(after):
+        while page := self._page(after, since):
             after = page[-1][0]
             for digest, size in page:
                 order.go_on()
@@ -90,11 +103,40 @@ class ContentCheck:
 
     # Rows without their bytes.
 
-    def _page(self, after: str) -> list[tuple[str, int]]:
+    def _page(self, after: str, since: int) -> list[tuple[str, int]]:
         rows = self._blobs.db.all(
-            "SELECT digest, size_bytes FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?", (after, PAGE)
+            "SELECT digest, size_bytes FROM blobs WHERE digest > ? AND created_at >= ? ORDER BY digest LIMIT ?",
+            (after, since, PAGE),
         )
         return [(row["digest"], row["size_bytes"]) for row in rows]
+
+    # After an unclean stop.
+
+    def _lately(self) -> int:
+        """From when on blobs are checked: a while before the last one came, in nanoseconds since the epoch."""
+        row = self._blobs.db.one("SELECT max(created_at) AS at FROM blobs")
+        since = 0 if row is None or row["at"] is None else row["at"] - LATELY_NS
+        count = self._blobs.db.one("SELECT count(*) AS count FROM blobs WHERE created_at >= ?", (since,))
+        log.info("checking blobs", extra={"lately_committed": 0 if count is None else count["count"]})
+        return since
+
+    def _cut_ingests(self, order: Order) -> None:
+        """Cut what a loss of power may have garbled off the ends of ingests; whoever opens one would do so too."""
+        for row in self._blobs.db.all("SELECT namespace, ref, key FROM ingests"):
+            order.go_on()
+            try:
+                self._store.try_lock(row["namespace"], row["ref"])
+            except UnavailableError:
+                continue  # somebody has it open, and has cut it
+            try:
+                cut = cut_to_synced(self._blobs.ingest_path(row["key"]))
+            finally:
+                self._store.unlock(row["namespace"], row["ref"])
+            if cut:
+                log.warning(
+                    "fsck: cut an ingest to what was on disk",
+                    extra={"namespace": row["namespace"], "ref": row["ref"], "bytes": cut},
+                )
 
     def _look(self, order: Order, digest: str, size: int) -> _Suspect | None:
         try:

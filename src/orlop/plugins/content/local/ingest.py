@@ -220,6 +220,21 @@ class _Noted:
         return length if self.boot == boot_id() else min(length, self.count)
 
 
+def cut_to_synced(directory: Path) -> int:
+    """Cut the data of an ingest that nobody has open to what can be relied on; returns how many bytes went."""
+    noted = _Noted.read(directory)
+    try:
+        length = (directory / DATA).stat().st_size
+    except FileNotFoundError:
+        return 0  # nothing is there yet
+    if noted is None:
+        return 0  # `Ingest.open` begins anew
+    keep = noted.trusted(length)
+    if keep < length:
+        os.truncate(directory / DATA, keep)
+    return length - keep
+
+
 def hash_file(fd: int, length: int, algorithm: str) -> "Hash":
     """Hash the first `length` bytes of a file."""
     state = new_hash(algorithm)

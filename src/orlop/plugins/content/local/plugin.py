@@ -22,7 +22,7 @@ def _check(context: Context) -> ContentCheck:
     store = context.all(CONTENT).get("content")
     if store is None:
         raise SkipPlugin("the bytes do not lie here")
-    return ContentCheck(store.blobs)
+    return ContentCheck(store)
 
 
 REGISTRATIONS: Final = (
