@@ -70,7 +70,7 @@ fuzz: setup ## bad input for FUZZ_SECONDS (300), then until FUZZ_INPUTS (a milli
 soak: setup ## load a daemon for MINUTES (20) and look for what leaks; latencies are printed
 	@$(BIN)/python -m tools.soak --minutes $(MINUTES) $(SOAK_ARGS)
 
-crash: setup ## kill a daemon at each fail point of each operation, and look (ONLY=…, POINTS=… pick by pattern)
+crash: setup $(if $(ONLY)$(POINTS),,power) ## kill a daemon at each fail point of each operation, and look (ONLY=…, POINTS=… pick by pattern); without them also power
 	@$(BIN)/python -m tools.crash $(if $(ONLY),--only "$(ONLY)") $(if $(POINTS),--points "$(POINTS)")
 
 power: setup ## let the power go at each write and flush of a daemon's life, and look at what is left; places x outcomes

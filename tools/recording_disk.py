@@ -27,7 +27,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, Self
 
-from tools import residue
+from tools import peers, residue
 from tools.fuse_file import LoopDevice, run, serve
 
 Kind = Literal["ext4", "xfs"]
@@ -103,7 +103,8 @@ class RecordingDisk:
         with contextlib.ExitStack() as stack:
             self._position.write_bytes(bytes(mmap.PAGESIZE))
             device = stack.enter_context(self._device)
-            run(*_MAKERS[self._kind], device.path)
+            program, *options = _MAKERS[self._kind]
+            run(peers.locate(program) or program, *options, device.path)
             self.target.mkdir()
             stack.callback(self.target.rmdir)
             run("mount", *(("-o", self._options) if self._options else ()), device.path, self.target)

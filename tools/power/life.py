@@ -229,7 +229,10 @@ def _new_container(client: orlop.Client, parts: Parts) -> None:
     except AlreadyExistsError:
         if any(one.id == "box" for one in client.containers.list()):
             return
-        _collect(client)  # its snapshot, which nobody holds
+        for lease in client.leases.list():  # that of who was cut off, which holds the snapshot until it expires
+            if lease.id != "keeper":
+                client.leases.delete(lease.id)
+        _collect(client)
         client.new_container("box", parts.image, options)
 
 
