@@ -77,6 +77,14 @@ def test_an_exec_is_added_wholly_or_not_at_all(stage: Stage, point: str) -> None
     assert not row.problems
 
 
+def test_what_was_unpacked_is_synced_by_the_next_daemon(stage: Stage) -> None:
+    """It waited until something else was unpacked, and a loss of power until then took it."""
+    operation = BY_NAME["unpack and sync"]
+    row = crash(stage, operation, course(stage, operation), "snapshots.flush.synced", "daemon", 1)
+    assert row.outcome is not Outcome.MISSED
+    assert not row.problems
+
+
 def test_a_sandbox_that_was_started_stays(stage: Stage) -> None:
     """Who was not answered and started it again was told that it was started before, and it was taken away."""
     operation = BY_NAME["start sandbox"]

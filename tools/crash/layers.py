@@ -14,10 +14,11 @@ from orlop.base import platforms
 from orlop.base.errdefs import AlreadyExistsError, NotFoundError
 from orlop.core.mount import Mount
 from orlop.core.mount.perform import temp_mount
+from orlop.core.snapshots import Kind
 from orlop.core.transfer.ends import ImageStore, OCIRegistry, UnpackConfiguration
 from tools import residue
 from tools.crash.operations import LEASE, Operation, has_image, import_image, lease
-from tools.crash.stage import Stage
+from tools.crash.stage import Stage, until
 
 MOTD: Final = "etc/motd"
 
@@ -115,6 +116,19 @@ def _unpack(snapshotter: str, stage: Stage) -> None:
     with stage.client() as client:
         client.images.get(name).unpack(snapshotter=snapshotter)
     stage.promise("unpacked", partial(_unpacked, name, snapshotter))
+
+
+def _unpack_and_sync(stage: Stage) -> None:
+    """What is unpacked is synced a while later."""
+    _unpack("overlayfs", stage)
+
+    def synced() -> bool:
+        with stage.database() as db:
+            return not db.execute(
+                "SELECT 1 FROM snapshots WHERE kind = ? AND synced_at IS NULL", (int(Kind.COMMITTED),)
+            ).fetchall()
+
+    until(lambda: synced() or stage.struck, "not synced")
 
 
 def _used(snapshotter: str, stage: Stage) -> None:
@@ -256,6 +270,7 @@ OPERATIONS: Final = (
     *_each("remove snapshots", _two, _remove_two),
     *_each("unpack", lambda _snapshotter, stage: import_image(stage), _unpack),
     *_each("collect layers", _used, _collect_layers),
+    Operation(name="unpack and sync", store="overlayfs", prepare=import_image, perform=_unpack_and_sync),
     Operation(name="pull", store="images", perform=_pull),
     Operation(name="transfer", store="images", perform=_transfer),
     Operation(name="activate mounts", store="mounts", prepare=lease, perform=_activate),

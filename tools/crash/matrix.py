@@ -19,6 +19,8 @@ DAEMON: Final = "daemon"
 HELPERS: Final = "helpers"
 SUPERVISOR: Final = "supervisor"
 BOTH: Final = "both"
+WAITING: Final = "supervisor-orphan"
+"""What a supervisor had still to do that was killed and held nothing more: the namespace's next one does it."""
 SHIM: Final = "shim."
 """What names of points begin with that supervisors pass, or programs that are to start one."""
 BACKGROUND_S: Final = 10.0
@@ -199,9 +201,11 @@ def _outcome(before: Picture | None, found: Picture, after: Picture) -> Outcome:
 
 
 def _fsck(stage: Stage) -> list[str]:
-    """What the daemon itself finds wrong; all content and snapshots are read."""
+    """What the daemon itself finds wrong; all content and snapshots are read. What waits for a supervisor is mended."""
     with stage.client() as client:
-        return [f"fsck: {finding}" for finding in client.fsck()]
+        found = list(client.fsck(repair=True))
+    waiting = [one for one in found if isinstance(one, orlop.Finding) and one.kind == WAITING and one.mended]
+    return [f"fsck: {one}" for one in found if one not in waiting]
 
 
 def _clear(stage: Stage) -> list[str]:

@@ -133,10 +133,13 @@ def _refused(stage: Stage) -> None:
     with stage.client() as plain:
         client = plain.with_lease(LEASE)
         if not client.content.exists(DIGEST):
-            client.namespaces.label(NAMESPACE, {QUOTA: "1000"})
-            with contextlib.suppress(ResourceExhaustedError):
-                client.content.write("blob", BLOB, labels=ROOT)
-                raise AssertionError("the quota was not held")
+            client.namespaces.label(NAMESPACE, {QUOTA: ""})
+            with client.content.writer("blob") as writer:
+                writer.write(BLOB[writer.offset :])
+                client.namespaces.label(NAMESPACE, {QUOTA: "1000"})
+                with contextlib.suppress(ResourceExhaustedError):
+                    writer.commit(expected=DIGEST)
+                    raise AssertionError("the quota was not held")
         client.namespaces.label(NAMESPACE, {QUOTA: ""})
         client.content.write("blob", BLOB, labels=ROOT)
     stage.promise("a blob", _has_blob)

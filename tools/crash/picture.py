@@ -140,8 +140,10 @@ def _strays(stage: Stage, *, empty: bool) -> Iterator[str]:
             yield f"a process: {pid}: {command}"
     yield from (f"a cgroup: {path}" for path in residue.cgroups() if f"/{NAMESPACE}/" in path)
     yield from (f"a work directory: {path}" for path in (stage.daemon.root / BUNDLES).glob("*/*"))
-    left = [*(stage.daemon.state / "s").glob("orlop-probe-*")] if empty else []  # the next creation's to take away
-    left += [*(stage.daemon.state / "s").glob("*.gone/*"), *(stage.daemon.state / "s").glob("*.sandboxes/*")]
+    sockets = stage.daemon.state / "s"
+    left = [*sockets.glob("*.sandboxes/*")]
+    if empty:  # these are for the namespace's next supervisor to take away, at the latest when it makes a task
+        left += [*sockets.glob("orlop-probe-*"), *sockets.glob("*.gone/*")]
     yield from (f"left by a supervisor: {path}" for path in left if path.name != RUNTIME_LOG)
 
 

@@ -59,6 +59,7 @@ class Stores(Mapping[str, Store]):
             store.on_unsynced = self._wake.set
             upkeep.mark_lost(self._db, store, boot)
             self._stores[name] = store
+        self._wake.set()  # an earlier daemon that was killed may not have come to its flush
         self._thread.start()
         return self
 
