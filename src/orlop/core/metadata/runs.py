@@ -4,6 +4,8 @@ The next one checks what was being written then, if it did not; see `orlop.core.
 """
 
 import logging
+import time
+from collections.abc import Sequence
 from typing import Final
 
 from orlop.base.errdefs import OrlopError
@@ -15,31 +17,27 @@ _FACT: Final = "daemon/running-since"
 
 
 def begin(db: Database) -> bool:
-    """Note that a daemon runs; returns whether the last one did not stop cleanly."""
-    found = db.one("SELECT 1 FROM facts WHERE key = ?", (_FACT,)) is not None
+    """Note that a daemon runs; returns whether the last one did not stop cleanly.
 
-    def write(tx: Transaction) -> None:
-        tx.frees = True  # a daemon starts on a full disk, too
-        tx.execute(
-            "INSERT INTO facts (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            (_FACT, str(tx.now)),
-        )
-
-    try:
-        db.write_sync(write)
-    except OrlopError as error:
-        log.warning("cannot note that a daemon runs", extra={"error": str(error)})
-    return found
+    On a full disk neither this nor `end` takes the space that is kept for deletions: then the next start checks once
+    too often, or not at all.
+    """
+    if db.one("SELECT 1 FROM facts WHERE key = ?", (_FACT,)) is not None:
+        return True
+    _write(db, "INSERT INTO facts (key, value) VALUES (?, ?)", (_FACT, str(time.time_ns())))
+    return False
 
 
 def end(db: Database) -> None:
     """Note that it stops cleanly; the last thing that is written."""
+    _write(db, "DELETE FROM facts WHERE key = ?", (_FACT,))
 
+
+def _write(db: Database, statement: str, parameters: Sequence[str]) -> None:
     def write(tx: Transaction) -> None:
-        tx.frees = True
-        tx.execute("DELETE FROM facts WHERE key = ?", (_FACT,))
+        tx.execute(statement, parameters)
 
     try:
         db.write_sync(write)
     except OrlopError as error:
-        log.warning("cannot note that the daemon stops; the next one checks", extra={"error": str(error)})
+        log.warning("cannot note whether a daemon runs", extra={"error": str(error)})
