@@ -51,6 +51,8 @@ DIFFERENCES: dict[tuple[str, str], str] = {
     ("stopped, runtime broken", "rm --force one"): NO_NEED,
 }
 OUR_DIFFERENCES: dict[tuple[str, str], str] = {**DIFFERENCES}
+# Debian's ctr since 1.7 sends the signal to all, which is refused for a process beside init, and gives up.
+SINCE_1_7 = {("with a process", "rm --force --exec-id e1 one")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,8 @@ def test_every_action(state: str, stands: dict[str, Stand]) -> None:
     for who, known in (("orlopd", DIFFERENCES), ("ours", OUR_DIFFERENCES)):
         for action, theirs in found["containerd"].items():
             ours = found[who][action]
+            if who == "ours" and (state, action) in SINCE_1_7 and theirs.error == "failed precondition":
+                continue
             if (theirs == ours) is ((state, action) in known):
                 problems.append(f"{who}: {state}: {action}: containerd {theirs}, here {ours}")
     assert not problems, "\n".join(problems)
