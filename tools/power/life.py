@@ -229,10 +229,7 @@ def _new_container(client: orlop.Client, parts: Parts) -> None:
     except AlreadyExistsError:
         if any(one.id == "box" for one in client.containers.list()):
             return
-        for lease in client.leases.list():  # that of who was cut off, which holds the snapshot until it expires
-            if lease.id != "keeper":
-                client.leases.delete(lease.id)
-        _collect(client)
+        client.snapshots().remove("box")  # of who was cut off, whose lease holds it until it expires
         client.new_container("box", parts.image, options)
 
 
