@@ -300,9 +300,7 @@ async def finish(work: Any) -> None:
     while not task.done():
         try:
             await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.done():
-                break
+        except asyncio.CancelledError as error:  # the caller's, also if the work has just ended; or the work's own
             cancelled = error
     task.result()
     if cancelled is not None:
