@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools import filesystems
-from tools.daemons import Containerd, Ctr, Engine, Orlopd
+from tools.daemons import COLLECT_ON_REQUEST, Containerd, Ctr, Orlopd
 from tools.images import Image
 
 pytestmark = [pytest.mark.root, pytest.mark.interop]
@@ -31,9 +31,8 @@ def test_mounts_and_containers_are_alike(
     directory: Path, go_ctr: Callable[..., Ctr], busybox_image: Image, namespace: str
 ) -> None:
     seen: dict[str, list[str]] = {}
-    daemons: list[type[Engine]] = [Orlopd, Containerd]
-    for cls in daemons:
-        with cls(directory / cls.name) as daemon:
+    for cls in (Orlopd, Containerd):
+        with cls(directory / cls.name, config=COLLECT_ON_REQUEST) as daemon:
             ctr = go_ctr(daemon, f"{namespace}-{cls.name}")
             ctr("images", "import", "--snapshotter", "btrfs", busybox_image.archive)
             rows = [line.split() for line in ctr("snapshots", "--snapshotter", "btrfs", "ls").splitlines()[1:]]
@@ -57,7 +56,7 @@ def test_mounts_and_containers_are_alike(
             ]
             seen[cls.name] = [shape(line) for line in lines]
             for key in ("active", "seen"):
-                ctr("snapshots", "--snapshotter", "btrfs", "rm", key, check=False)  # a collector may have been quicker
+                ctr("snapshots", "--snapshotter", "btrfs", "rm", key)
             ctr("images", "rm", "--sync", busybox_image.reference)
             assert ctr("snapshots", "--snapshotter", "btrfs", "ls").splitlines()[1:] == []
             daemon.forget_cgroup(f"{namespace}-{cls.name}")

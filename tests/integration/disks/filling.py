@@ -1,4 +1,4 @@
-"""Disks that are full, or nearly: made so by a file that takes what is free."""
+"""Disks that are full, or nearly: made so by a file that takes what is free; and daemons that live on a disk."""
 
 import contextlib
 import errno
@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from tools.daemons import Orlopd
 
 FILLER: Final = "filler"
 _PIECES: Final = (1 << 20, 64 << 10, 4 << 10, 512, 1)
@@ -42,3 +44,12 @@ def _write(fd: int, data: bytes, at: int) -> int:
         if error.errno != errno.ENOSPC:
             raise
         raise _Full from error
+
+
+@contextlib.contextmanager
+def daemon_on(disk: Path, directory: Path, part: str) -> Iterator[Orlopd]:
+    """A daemon whose `root` or `state`, whichever `part` names, is on the disk that is mounted at `disk`."""
+    directory.mkdir()
+    (directory / part).symlink_to(disk)
+    with Orlopd(directory) as running:
+        yield running

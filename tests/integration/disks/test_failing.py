@@ -20,6 +20,7 @@ from orlop.oci.image import Descriptor
 from tests.hostile.tarballs import archive, member
 from tests.integration.bad_input.leftovers import Ledger
 from tests.integration.bad_input.pulling import NAME, NAMESPACE, image_of, pull
+from tests.integration.disks.filling import daemon_on
 from tools.daemons import Orlopd
 from tools.faulty_disk import FaultyDisk
 from tools.images import Image as BuiltImage
@@ -40,10 +41,7 @@ def disk(tmp_path: Path) -> Iterator[FaultyDisk]:
 @pytest.fixture
 def daemon(disk: FaultyDisk, short_directory: Path) -> Iterator[Orlopd]:
     """One with its root on the failing disk."""
-    directory = short_directory / "failing"
-    directory.mkdir()
-    (directory / "root").symlink_to(disk.target)
-    with Orlopd(directory) as running:
+    with daemon_on(disk.target, short_directory / "failing", "root") as running:
         yield running
 
 

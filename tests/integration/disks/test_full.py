@@ -16,7 +16,7 @@ from orlop.testing.registry import Registry
 from tests.hostile.tarballs import archive, member
 from tests.integration.bad_input.leftovers import Ledger
 from tests.integration.bad_input.pulling import NAME, NAMESPACE, image_of, pull, refuses, transfer
-from tests.integration.disks.filling import filled
+from tests.integration.disks.filling import daemon_on, filled
 from tools import filesystems
 from tools.daemons import Orlopd
 from tools.images import Image as BuiltImage
@@ -35,10 +35,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def daemon(disk: Path, short_directory: Path) -> Iterator[Orlopd]:
     """One with its root on the small disk."""
-    directory = short_directory / "full"
-    directory.mkdir()
-    (directory / "root").symlink_to(disk)
-    with Orlopd(directory) as running:
+    with daemon_on(disk, short_directory / "full", "root") as running:
         yield running
 
 

@@ -18,7 +18,7 @@ import orlop
 from orlop.base.errdefs import NotFoundError, OrlopError
 from orlop.client.io import NullIO
 from tests.integration.bad_input.pulling import NAMESPACE
-from tests.integration.disks.filling import filled
+from tests.integration.disks.filling import daemon_on, filled
 from tests.root.shims import running, supervisors, until
 from tools import filesystems, residue
 from tools.daemons import Orlopd
@@ -38,11 +38,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def daemon(disk: Path, short_directory: Path) -> Iterator[Orlopd]:
     """One with its state on the small disk."""
-    directory = short_directory / "state"
-    directory.mkdir()
-    (directory / "state").symlink_to(disk)
-    with Orlopd(directory) as one:
-        yield one
+    with daemon_on(disk, short_directory / "state", "state") as running:
+        yield running
 
 
 @pytest.fixture

@@ -569,10 +569,13 @@ class Store:
         self._going.add(number)
         self._doomed.append(number)
         with contextlib.suppress(RuntimeError):  # as above
-            self._executor.submit(self._remove_doomed)
+            self._executor.submit(self.remove_doomed)
 
-    def _remove_doomed(self) -> None:
-        """Have the snapshotter remove what waits for it, in order: a parent must not come before its child."""
+    def remove_doomed(self) -> None:
+        """Have the snapshotter remove what waits for it, in order: a parent must not come before its child.
+
+        Blocks until all is done that waited.
+        """
         with self._removing:
             while self._doomed:
                 self._remove(self._doomed.popleft())
