@@ -19,12 +19,12 @@ from typing import Final
 
 from orlop.base import filters as filter_language
 from orlop.base.errdefs import DataLossError, NotFoundError, UnavailableError
+from orlop.base.settling import settle
 from orlop.core.content import Info, Reader, SharingPolicy, Status, adapt_status, events
 from orlop.core.content.allowance import Allowances
 from orlop.core.content.blobs import Blobs
 from orlop.core.content.opening import Opening
 from orlop.core.content.room import SMALL_BYTES, Room
-from orlop.core.content.settling import settle
 from orlop.core.content.writer import ContentWriter
 from orlop.core.metadata import Database, Transaction, leases
 from orlop.core.metadata import content as rows

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from orlop.base.errdefs import AbortedError, AlreadyExistsError, DataLossError, FailedPreconditionError, NotFoundError
 from orlop.base.quoting import quote
+from orlop.base.settling import settle
 from orlop.core.content import Info, Status, events
 from orlop.core.content.blobs import Ingest
-from orlop.core.content.settling import settle
 from orlop.core.metadata import Transaction, leases
 from orlop.core.metadata import content as rows
 from orlop.oci.digest import Digest

@@ -28,9 +28,9 @@ from typing import Final
 
 from orlop.base import errdefs, failpoints
 from orlop.base.labels import GC_REF_CONTENT
+from orlop.base.settling import settle
 from orlop.core import trees
 from orlop.core.diff import Applied, LayerBlob
-from orlop.core.diff.workers import finish
 
 log: Final = logging.getLogger(__name__)
 
@@ -167,9 +167,8 @@ class Ahead:
         self._go()
         try:
             applied = await spare.task
-            moving = asyncio.ensure_future(asyncio.to_thread(move, spare.directory))
-            await finish(moving)  # nobody removes either directory under a thread that goes on
-            if moving.result():
+            # Nobody removes either directory under a thread that goes on.
+            if await settle(asyncio.to_thread(move, spare.directory)):
                 return applied
         except (errdefs.OrlopError, FileNotFoundError):
             pass  # done in the usual way, it either works or says what is wrong
@@ -234,7 +233,7 @@ class Ahead:
 
     async def _run(self, image: _Image, position: int, directory: Path) -> Applied:
         try:
-            await finish(asyncio.to_thread(directory.mkdir, 0o755))
+            await settle(asyncio.to_thread(directory.mkdir, 0o755))
             failpoints.reach("unpack.ahead.made")
             return await self._unpack(image.namespace, image.layers[position], directory)
         except OSError as error:
@@ -280,7 +279,7 @@ async def _tidy(spare: _Spare) -> None:
     await asyncio.wait([spare.task])
     if not spare.task.cancelled() and (error := spare.task.exception()) is not None:
         log.debug("layer is not unpacked ahead", extra={"reason": str(error)})
-    await finish(asyncio.to_thread(_remove, spare.directory))
+    await settle(asyncio.to_thread(_remove, spare.directory))
 
 
 def move_tree(source: Path, target: str) -> bool:

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from orlop.base.errdefs import FailedPreconditionError, UnimplementedError, UnknownError
-from orlop.core.diff.workers import finish, readable
+from orlop.base.settling import settle
+from orlop.core.diff.workers import readable
 from orlop.core.runtime.binaries import OUR_OWN
 from orlop.oci import media_types
 
@@ -158,7 +159,7 @@ class _Process:
     async def end(self) -> None:
         """Kill what is left of it, and wait for that."""
         os.killpg(self._child.pid, signal.SIGKILL)
-        await finish(self._reap())
+        await settle(self._reap())
 
     def error(self, status: int) -> UnknownError:
         """Its failure in words."""

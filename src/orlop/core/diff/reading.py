@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from orlop.base.errdefs import DataLossError
+from orlop.base.settling import settle
 from orlop.core.content import Reader
-from orlop.core.diff.workers import finish, writable
+from orlop.core.diff.workers import writable
 
 _PIPE: Final = 1 << 20
 _READ: Final = 4 << 20
@@ -80,7 +81,7 @@ async def _write(target: int, data: bytes) -> None:
 async def _ended(pump: "asyncio.Task[None]") -> BaseException | None:
     """Stop it where it is; returns what it failed with. Nobody reading any more is no failure."""
     pump.cancel()
-    await finish(asyncio.wait([pump]))
+    await settle(asyncio.wait([pump]))
     if pump.cancelled():
         return None
     error = pump.exception()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from orlop.base import errdefs, failpoints
+from orlop.base.settling import settle
 
 _IDLE_S: Final = 30.0
 _DEATH_S: Final = 20.0
@@ -108,7 +109,7 @@ class Pool:
             try:
                 return await job.follow(tell)
             finally:
-                await finish(job.end())
+                await settle(job.end())
 
     async def _zygote(self) -> socket.socket:
         async with self._starting:
@@ -291,17 +292,3 @@ def _ended(life: int) -> bool:
         return os.read(life, 1) == b""
     except BlockingIOError:
         return False
-
-
-async def finish(work: Any) -> None:
-    """Wait for `work` (a coroutine that is bounded in time), however often the caller is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:  # the caller's, also if the work has just ended; or the work's own
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Final
 
 from orlop.base.errdefs import OrlopError
+from orlop.base.settling import settle
 from orlop.core.fsck import Finding, Unchecked
 from orlop.core.fsck.checks import Check, Order, Stopped
 
@@ -41,7 +42,7 @@ class Fsck:
                     yield one
             finally:
                 order.stopped.set()
-                await _to_the_end(running)
+                await settle(running)  # half a repair must not go on alone
 
     async def after_unclean_stop(self) -> None:
         """Check and mend what was being written when the last daemon ended; each thing that is done is told in the log.
@@ -87,16 +88,3 @@ def _note(one: Found, tell: Callable[[Found | None], None]) -> None:
     else:
         log.warning("fsck: could not check", extra={"what": one.what, "why": one.why})
     tell(one)
-
-
-async def _to_the_end(running: "asyncio.Future[None]") -> None:
-    """Wait for the thread, also when asked again to leave: half a repair must not go on alone."""
-    cancelled = False
-    while not running.done():
-        try:
-            await asyncio.wait({running})
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    running.result()

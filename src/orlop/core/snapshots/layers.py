@@ -18,12 +18,13 @@ A layer goes with the last row that refers to it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from orlop.base import errdefs, failpoints
+from orlop.base.settling import settle
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.rows import decode_map
 from orlop.core.mount import Mount
@@ -204,7 +205,7 @@ class Layers:
 
             return write
 
-        async def settle(filled: Filled) -> None:
+        async def record(filled: Filled) -> None:
             nonlocal kept
             if self._freezes:
                 await self._work(key, self._snapshotter.commit, snapshot)
@@ -214,9 +215,9 @@ class Layers:
 
         self._making.add(number)
         try:
-            await _to_the_end(self._work(key, self._snapshotter.prepare, snapshot))
+            await settle(self._work(key, self._snapshotter.prepare, snapshot))
             filled = await unpack(await self._mounts(snapshot))
-            await _to_the_end(settle(filled))
+            await settle(record(filled))
         finally:
             if kept:
                 self._making.discard(number)
@@ -235,20 +236,3 @@ class Layers:
 
     async def _called(self, function: Callable[[A], T], argument: A) -> T:
         return await asyncio.wrap_future(self._executor.submit(function, argument))
-
-
-async def _to_the_end(work: Coroutine[Any, Any, object]) -> None:
-    """Wait for `work`, bounded in time, however often the caller is cancelled meanwhile.
-
-    Half of it would leave a directory that nobody knows. The cancellation is raised afterwards.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from orlop.base import errdefs
 from orlop.base.labels import SNAPSHOT_REF
+from orlop.base.settling import settle
 from orlop.core.diff import Applied, LayerBlob
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.rows import decode_map
@@ -102,7 +103,7 @@ class Recovery:
                 if not await self.recover(store, below):
                     return False
             async with self._again(store, row) as again:
-                if not await _to_the_end(again.take_the_place):
+                if not await settle(asyncio.to_thread(again.take_the_place)):
                     raise errdefs.AbortedError(f'snapshot "{row["name"]}": changed while it was made again')
         except Exception as error:
             log.error(
@@ -142,13 +143,13 @@ class Recovery:
         used = row["number"] not in store.lost_at_boot
         again = Rebuilding(self._db, store, row, labels, may_be_mounted=used)
         try:
-            await _to_the_end(again.__enter__)
+            await settle(asyncio.to_thread(again.__enter__))
             if origin is not None:
                 await self._fill(row["namespace"], origin, again.mounts)
-                await _to_the_end(again.finish)
+                await settle(asyncio.to_thread(again.finish))
             yield again
         finally:
-            await _to_the_end(again.__exit__)
+            await settle(asyncio.to_thread(again.__exit__))
 
     def _origin(self, row: rows.Row) -> Origin | None:
         if row["layer"] is None:
@@ -168,16 +169,6 @@ class Recovery:
         applied = await self._apply(namespace, layer, mounts)
         if applied.digest != origin.diff_id:
             raise errdefs.DataLossError(f"content {origin.digest}: it holds {applied.digest}, not {origin.diff_id}")
-
-
-async def _to_the_end(function: Callable[[], T]) -> T:
-    """Run what blocks in a thread; who is cancelled leaves when it has ended: half of it must not go on alone."""
-    running = asyncio.ensure_future(asyncio.to_thread(function))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait({running})
-        raise
 
 
 def _forget_size(tx: Transaction, number: int) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 from orlop.base.errdefs import FailedPreconditionError, OrlopError, ResourceExhaustedError, UnimplementedError
 from orlop.base.platforms import default_string
 from orlop.base.quoting import quote
+from orlop.base.settling import settle
 from orlop.core.content import Reader, WatchedStore
 from orlop.core.diff import Applied, LayerBlob
 from orlop.core.diff.ahead import Ahead, move_image, move_tree, room_for_image
@@ -18,7 +19,7 @@ from orlop.core.diff.apply import Plan, apply
 from orlop.core.diff.compare import compare
 from orlop.core.diff.extract import Limits
 from orlop.core.diff.processors import StreamProcessor, chain
-from orlop.core.diff.workers import JobError, Pool, finish
+from orlop.core.diff.workers import JobError, Pool
 from orlop.core.kinds import CONTENT, DIFFER, METADATA, MOUNT_MANAGER, SNAPSHOTS
 from orlop.core.metadata import Database
 from orlop.core.metadata.quotas import BYTES
@@ -192,9 +193,7 @@ class Walking:
     async def _unpack_alone(self, namespace: str, layer: LayerBlob, directory: Path) -> Applied:
         image = ""
         if self._snapshots.makes_images(directory.parent):
-            making = asyncio.ensure_future(asyncio.to_thread(room_for_image, directory))
-            await finish(making)
-            directory, image = making.result()
+            directory, image = await settle(asyncio.to_thread(room_for_image, directory))
         plan = Plan(mounts=(), directory=os.fspath(directory), overlay=True, alone=True)
         async with self._within_quota(namespace) as limits, self._opened(namespace, layer.digest) as blob:
             return await apply(self._pool, blob, layer, plan, limits=limits, image=image)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from orlop.base import failpoints
-from orlop.core.content.settling import settle
+from orlop.base.settling import settle
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.trash import Trash
 from orlop.core.mount import disk

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from orlop.core.diff.workers import finish
+from orlop.base.settling import settle
 
 
 @pytest.mark.parametrize("turns", range(1, 4))
@@ -15,7 +15,7 @@ def test_a_cancellation_is_never_lost(turns: int) -> None:
         async def work() -> None:
             await asyncio.sleep(0)
 
-        waiting = asyncio.create_task(finish(work()))
+        waiting = asyncio.create_task(settle(work()))
         for _ in range(turns):
             await asyncio.sleep(0)
         in_time = not waiting.done()
