@@ -137,7 +137,7 @@ class Rebuilding:
             "UPDATE snapshots SET size_bytes = ?, inodes = ? WHERE kind = ? AND ? IN (number, layer)",
             (usage.size, usage.inodes, row["kind"], self._number),
         )
-        self._store.throw_away(tx, self.spare)
+        self._store.removal.throw_away(tx, self.spare)
         return True
 
 

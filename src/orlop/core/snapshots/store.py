@@ -17,8 +17,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import threading
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
@@ -47,6 +45,7 @@ from orlop.core.snapshots.layers import Layers
 from orlop.core.snapshots.ledger import Commit, Creation, Ledger, as_snapshot
 from orlop.core.snapshots.numbers import Numbers
 from orlop.core.snapshots.origin import Origin
+from orlop.core.snapshots.removal import Removal
 
 T = TypeVar("T")
 
@@ -80,6 +79,7 @@ class Store:
         executor: where blocking work is done; several stores may share it.
 
     Attributes:
+        removal: takes what has gone out of the snapshotter.
         recover: makes a lost snapshot whole, by its number; False if it cannot.
         lost_at_boot: numbers of those that were lost when the machine stopped: nobody has them mounted.
     """
@@ -94,13 +94,17 @@ class Store:
         self.recover: Callable[[int], Coroutine[Any, Any, bool]] | None = None
         self.lost_at_boot: frozenset[int] = frozenset()
         self._db = db
-        self._trash = trash
         self._numbers = numbers
         self._executor = executor
         self._ledger = Ledger(name, can_rebase="rebase" in snapshotter.capabilities)
         self._applied: dict[int, _Noted] = {}
-        self._doomed: deque[int] = deque()
-        self._going: set[int] = set()
+        self.removal = Removal(
+            name,
+            snapshotter,
+            trash=trash,
+            executor=executor,
+            forget=lambda number: self._applied.pop(number, None),
+        )
         self._spare: set[int] = set()
         self.layers = Layers(
             name,
@@ -111,8 +115,6 @@ class Store:
             making=self.making,
             unmake=self._unmake_later,
         )
-        self._removing = threading.Lock()
-        self._frees = type(snapshotter).remove is not Snapshotter.remove
         self._shows_labels = type(snapshotter).shown_labels is not Snapshotter.shown_labels
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -298,7 +300,7 @@ class Store:
     def _write_commit(self, tx: Transaction, commit: Commit) -> errdefs.AlreadyExistsError | None:
         error = self._ledger.commit(tx, commit)
         if error is None and commit.ready is not None and commit.ready.layer is not None:
-            self._throw_away(tx, [commit.ready.snapshot.number])  # its bytes are the layer's
+            self.removal.let_all_go(tx, [commit.ready.snapshot.number])  # its bytes are the layer's
         return error
 
     def _layer_usage(self, layer: int, key: str) -> Usage:
@@ -341,7 +343,7 @@ class Store:
             sqlite3.IntegrityError: it has children; remove those first.
             FailedPreconditionError: its directory is in use as a mount point.
         """
-        self._throw_away(tx, self._ledger.delete(tx, number))
+        self.removal.let_all_go(tx, self._ledger.delete(tx, number))
 
     async def update(self, namespace: str, name: str, labels: Mapping[str, str], *, paths: Sequence[str] = ()) -> Info:
         """Change labels: all of them, or the keys that `paths` names (`labels.<key>`); nothing else can be changed.
@@ -510,7 +512,7 @@ class Store:
 
     def is_moving(self, number: int) -> bool:
         """Whether a snapshot is being made, and has no row yet, or removed, and has none any more."""
-        return number in self.making or number in self._going
+        return number in self.making or self.removal.is_going(number)
 
     def take_spare(self) -> int:
         """A number for a snapshot that gets no row: nobody sweeps it before `drop_spare`. For who makes one anew."""
@@ -526,25 +528,11 @@ class Store:
     def drop_spare(self, number: int) -> None:
         """Throw away what there is of a spare number; blocks."""
         try:
-            self._db.write_sync(lambda tx: self.throw_away(tx, number))
+            self._db.write_sync(lambda tx: self.removal.throw_away(tx, number))
         finally:
-            self._let_go(number)
+            self.removal.let_go(number)
             self._spare.discard(number)
             self.making.discard(number)
-
-    def _throw_away(self, tx: Transaction, numbers: Sequence[int]) -> None:
-        """Throw the bytes of numbers away that have no row any more, or need them no more, as part of `tx`."""
-        for number in numbers:
-            self._going.add(number)
-            tx.on_rollback(functools.partial(self._going.discard, number))
-            tx.after_commit(functools.partial(self._let_go, number))
-            with in_words(f"snapshot number {number}: remove"):
-                self.throw_away(tx, number)
-
-    def throw_away(self, tx: Transaction, number: int) -> bool:
-        """Rename the directory of a snapshot without a row into the trash as part of `tx`; False if there is none."""
-        home = self.snapshotter.home(number)
-        return home is not None and self._trash.take(tx, home)
 
     # -- outside ----------------------------------------------------------------------------------------------------
 
@@ -554,41 +542,12 @@ class Store:
         if home is not None:
             with contextlib.suppress(OSError):  # what cannot be removed now is found by the next sweep
                 trees.remove(home)
-        self._let_go(number)
+        self.removal.let_go(number)
         self.making.discard(number)
 
     def _unmake_later(self, number: int) -> None:
         with contextlib.suppress(RuntimeError):  # the executor has been shut down; the next sweep finds it
             self._executor.submit(self._unmake, number)
-
-    def _let_go(self, number: int) -> None:
-        self._applied.pop(number, None)
-        if not self._frees:
-            self._going.discard(number)
-            return
-        self._going.add(number)
-        self._doomed.append(number)
-        with contextlib.suppress(RuntimeError):  # as above
-            self._executor.submit(self.remove_doomed)
-
-    def remove_doomed(self) -> None:
-        """Have the snapshotter remove what waits for it, in order: a parent must not come before its child.
-
-        Blocks until all is done that waited.
-        """
-        with self._removing:
-            while self._doomed:
-                self._remove(self._doomed.popleft())
-
-    def _remove(self, number: int) -> None:
-        try:
-            self.snapshotter.remove(number)
-            failpoints.reach("snapshots.remove.freed")
-        except Exception:
-            # The row is gone; the sweep finds the number again and tries once more.
-            log.exception("snapshotter failed to remove", extra={"snapshotter": self.name, "number": number})
-        finally:
-            self._going.discard(number)
 
     async def _mounts(self, key: str, snapshot: Snapshot) -> list[Mount]:
         if "mounts" in self.snapshotter.quick:

@@ -172,7 +172,7 @@ class Stores(Mapping[str, Store]):
         """Remove what has no row, and have the snapshotter free what removed snapshots still take."""
         store = self.named(name)
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._executor, store.remove_doomed)
+        await loop.run_in_executor(self._executor, store.removal.finish)
         await loop.run_in_executor(self._executor, upkeep.sweep, self._db, store)
         await loop.run_in_executor(self._executor, store.snapshotter.cleanup)
 

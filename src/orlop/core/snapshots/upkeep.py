@@ -175,7 +175,7 @@ def throw_away(db: Database, store: Store, number: int) -> bool:
     def write(tx: Transaction) -> bool:
         if store.is_moving(number) or has_row(tx, number):
             return False
-        store.throw_away(tx, number)
+        store.removal.throw_away(tx, number)
         return True
 
     gone = db.write_sync(write)
