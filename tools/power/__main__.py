@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ def main() -> int:
     options.add_argument("--only", default="", help="areas, such as content,images")
     options.add_argument("-v", "--verbose", action="store_true")
     given = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon is ended and its file system goes
     begun = time.monotonic()
     with scratch() as directory, parts(directory) as needed:
         life = living.record(directory, needed, living.ALL, kind=given.kind, size_bytes=living.SIZE_BYTES[given.kind])
