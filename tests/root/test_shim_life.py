@@ -58,6 +58,23 @@ def test_same_id_again_at_once(shim: Shim):
     assert list((shim.state / "s").glob("*.gone/c")) == [] or until_gone(shim)
 
 
+def test_no_id_is_the_name_of_a_file_of_another_deletion(shim: Shim):
+    """A supervisor that is killed after answering finds, for each of them, what is still to be removed."""
+    containers = ("a", "a.new", "a.json", "log.json")
+    for container in containers:
+        shim.run(container, ["/bin/true"])
+        shim.wait(container)
+    root = shim.state / "runc/ns"
+    removing = [threading.Thread(target=shim.delete, args=(container,)) for container in containers]
+    for one in removing:
+        one.start()
+    for one in removing:
+        one.join()
+    until(lambda: os.listdir(root) == [], "the runtime's state was not removed")
+    [gone] = (shim.state / "s").glob("*.gone")
+    until(lambda: os.listdir(gone) == [], "something of the deletions is still there")
+
+
 def until_gone(shim: Shim) -> bool:
     until(lambda: not list((shim.state / "s").glob("*.gone/c")), "the runtime's state was not removed")
     return True

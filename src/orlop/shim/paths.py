@@ -6,6 +6,7 @@
       <32 hex>.log               its log, started anew above LOG_LIMIT bytes
       <32 hex>.sandboxes/<id>    a sandbox, see `orlop.shim.sandboxes`
       <32 hex>.gone/<id>         a container whose Delete was answered before the OCI runtime had removed it
+      <32 hex>.gone/.<id>.json   what the OCI runtime says of that; no container's id begins so
     <state>/<runtime>/<namespace>/   state of runc or crun, unless the client names another root
     <bundle>/orlop/              records of the task's processes, see `orlop.shim.records`
 

@@ -103,12 +103,13 @@ def write(bundle: str, record: Record) -> None:
 
 def write_file(place: str, record: Record) -> None:
     """As `write()`, anywhere; the directory is made."""
-    beside = f"{place}.new"
+    directory, name = os.path.split(place)
+    beside = f"{directory}/.{name}.new"  # which is no container's name, as `name` may be
     data = json.dumps(asdict(record), separators=(",", ":")).encode()
     try:
         fd = os.open(beside, _FLAGS, 0o600)
     except FileNotFoundError:
-        os.mkdir(os.path.dirname(place), 0o700)
+        os.mkdir(directory, 0o700)
         fd = os.open(beside, _FLAGS, 0o600)
     try:
         while data:  # a disk that is nearly full takes a part of it, and says so at the next

@@ -108,11 +108,17 @@ class Runtime:
             args += ["--console-socket", console_socket]
         await self._call("exec", container, [*args, container], bundle, stdio)
 
-    async def delete(self, container: str, *, bundle: str, force: bool = False, limit_s: float = 0) -> None:
-        """Remove the runtime's state and the cgroup; one that is not there is success."""
+    async def delete(
+        self, container: str, *, bundle: str, force: bool = False, limit_s: float = 0, log: str = "log.json"
+    ) -> None:
+        """Remove the runtime's state and the cgroup; one that is not there is success.
+
+        Args:
+            log: the log's name in `bundle`, for a bundle that serves several containers.
+        """
         args = ["delete", "--force", container] if force else ["delete", container]
         try:
-            await self._call("delete", container, args, bundle, limit_s=limit_s)
+            await self._call("delete", container, args, bundle, limit_s=limit_s, log=log)
         except RuntimeFailedError as error:
             if "does not exist" not in error.reason:
                 raise
@@ -189,11 +195,12 @@ class Runtime:
         bundle: str,
         stdio: Stdio | None = None,
         limit_s: float | None = 0,
+        log: str = "log.json",
     ) -> None:
         """Run the program to its end, at most `limit_s`: 0 is the usual limit or less, None is none."""
         if limit_s is not None:
             limit_s = min(limit_s or self._limit_s, self._limit_s)
-        log = os.path.join(bundle, "log.json")
+        log = os.path.join(bundle, log)
         start_of_log = _size(log)
         argv = [self.command, "--root", self.root, "--log", log, "--log-format", "json"]
         if self.systemd_cgroup:

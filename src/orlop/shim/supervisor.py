@@ -213,16 +213,17 @@ class Supervisor:
         await self._remove_from_runtime(record, runtime)
 
     async def _remove_from_runtime(self, record: Record, runtime: Runtime) -> None:
-        # The bundle may be gone by now, so the log lies beside the tombstone.
+        log = f".{record.container}.json"  # beside the tombstone, for the bundle may be gone by now
         try:
             with self._shop.recent.at((record.container, ""))(f"{runtime.name} delete"):
-                await runtime.delete(record.container, bundle=self._place.gone, force=True)
+                await runtime.delete(record.container, bundle=self._place.gone, force=True, log=log)
         except OrlopError as error:
             _log.error("removal of %s: %s", record.container, error)
             return
         failpoints.reach("shim.delete.removed")
-        with contextlib.suppress(OSError):
-            os.unlink(f"{self._place.gone}/{record.container}")
+        for name in (record.container, log):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self._place.gone}/{name}")
         failpoints.reach("shim.delete.forgotten")
 
     async def _removed(self, container: str) -> None:
