@@ -177,6 +177,32 @@ def test_a_foreign_client_brings_a_lost_blob(
     assert stage.fsck() == []
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, cut])
+def test_a_pull_by_a_foreign_client_heals_without_a_check(
+    stage: Stage, go_ctr: Callable[..., Ctr], registry: Registry, busybox_image: Image, damage: Callable[[Path], None]
+) -> None:
+    """Debian's ctr, of a namespace of its own: what it names is another's, and its bytes have gone."""
+    reference = registry.push(busybox_image, "lost-all")
+    ctr = go_ctr(stage.daemon, stage.ctr.namespace)
+    other = go_ctr(stage.daemon, f"{stage.ctr.namespace}-other")
+    try:
+        ctr("images", "pull", "--plain-http", reference)
+        for puller in (ctr, other):
+            digests = [str(digest) for (digest,) in stage.rows("SELECT digest FROM blobs")]
+            for digest in digests:
+                damage(stage.blob(digest))
+            with pytest.raises(orlop.errdefs.DataLossError, match=f"content {digests[0]}: "):
+                b"".join(stage.client.content.chunks(digests[0]))
+            puller("images", "pull", "--plain-http", reference)
+            stage.client.images.get(reference).unpack(snapshotter="native" if puller is ctr else "erofs")
+            stage.bring()  # the archive has more around the image
+            assert stage.fsck() == []
+        stage.runs()
+    finally:
+        with orlop.Client(str(stage.daemon.address), other.namespace, timeout_s=60) as client:
+            client.remove_namespace()
+
+
 def test_bytes_without_a_row_are_thrown_away(stage: Stage) -> None:
     blob = stage.blob(f"sha256:{secrets.token_hex(32)}")
     blob.write_bytes(b"nobody's")

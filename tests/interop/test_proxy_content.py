@@ -22,7 +22,7 @@ from typing import TypeVar
 import pytest
 
 import orlop
-from orlop.base.errdefs import OrlopError, UnavailableError
+from orlop.base.errdefs import AlreadyExistsError, DataLossError, OrlopError, UnavailableError
 from orlop.base.labels import GC_ROOT
 from tools.daemons import COLLECT_ON_REQUEST, Containerd, Ctr, Engine, Orlopd, Registry
 from tools.images import Image
@@ -92,9 +92,8 @@ def remove_all(one: orlop.Client) -> None:
 
 
 @pytest.fixture(params=["orlopd", "containerd"])
-def far(request: pytest.FixtureRequest) -> Engine:
-    found: Engine = request.getfixturevalue(request.param)
-    return found
+def far(request: pytest.FixtureRequest, orlopd: Orlopd, containerd: Containerd) -> Engine:
+    return orlopd if request.param == "orlopd" else containerd
 
 
 def test_an_image_s_whole_life(
@@ -178,6 +177,32 @@ def test_what_others_have_there_is_theirs(far: Engine, new_orlopd: Callable[...,
         until(there.is_empty)
         assert theirs.content.read(digest) == data
         theirs.content.delete(digest)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 10)], ids=["gone", "cut"])
+def test_what_the_other_daemon_has_lost_is_taken_again(
+    far: Engine, new_orlopd: Callable[..., Orlopd], namespace: str, damage: Callable[[Path], None]
+) -> None:
+    data = os.urandom(100_000)
+    daemon = new_orlopd(config=proxied(far.address))
+    there = There(daemon, far)
+    with client(daemon, namespace) as here:
+        digest = here.content.write("kept", data, labels={GC_ROOT: "x"})
+        [path] = far.root.glob(f"**/blobs/sha256/{digest.removeprefix('sha256:')}")
+        damage(path)
+        with here.content.writer("again", size=len(data), expected=digest) as writer:
+            assert writer.offset == 0
+            writer.write(data)
+            with there.client() as other:  # containerd's collector removes the file that was cut
+                other.leases.delete(other.leases.create().id, synchronous=True)
+            with pytest.raises(AlreadyExistsError):
+                writer.commit()
+        assert here.content.read(digest) == data
+        damage(path)
+        with pytest.raises(DataLossError, match=f"content {digest}: "):
+            here.content.read(digest)
+        here.content.delete(digest)
+        until(there.is_empty)
 
 
 @pytest.mark.parametrize("which", ["new_orlopd", "new_containerd"])

@@ -106,11 +106,22 @@ class Blobs(Protocol):
     def directory(self) -> Path | None: ...
 
     def open(self, digest: str, size: int) -> Reader | None:
-        """Open a blob that has a row. None if it is not there, as after a deletion that is not durable yet."""
+        """Open a blob that has a row. None if it is not there, as after a deletion that is not durable yet, or is not
+        `size` bytes long, as far as can be told without waiting.
+        """
         ...
 
-    def exists(self, digest: str) -> bool:
-        """Whether a blob that has a row is there, as far as can be told without waiting."""
+    def flaw(self, digest: str, size: int) -> str:
+        """What is wrong with a blob that has a row of that size, as far as can be told without waiting and without
+        reading it; empty if nothing is.
+        """
+        ...
+
+    async def look(self, digest: str, size: int) -> None:
+        """Look after a blob that has a row, if that takes waiting, so that `flaw` tells of it.
+
+        Raises nothing if it cannot be told: what was known before goes on to count.
+        """
         ...
 
     def discard(self, tx: Transaction, digest: str) -> bool:

@@ -47,6 +47,7 @@ class Opening:
         store.try_lock(namespace, ref)
         try:
             store.announce(namespace, ref, self._lease, *self._announced)
+            await self._look()
             row = await store.db.write(self._record)
             if row is None:
                 raise AlreadyExistsError(f"content {self._expected}")
@@ -55,12 +56,19 @@ class Opening:
             store.unlock(namespace, ref)
             raise
 
+    async def _look(self) -> None:
+        """Know whether the expected bytes are there, if anybody has them."""
+        size = None if self._expected is None else rows.blob_size(self._store.db, self._expected)
+        if self._expected is not None and size is not None:
+            await self._store.blobs.look(self._expected, size)
+
     def _record(self, tx: Transaction) -> rows.IngestRow | None:
         """The ingest's row; None if there is nothing to write, since the namespace has the blob."""
         if self._expected is not None and rows.has(tx, self._namespace, self._expected):
             leases.hold(tx, self._namespace, self._lease, leases.CONTENT, self._expected)
             # Where they are not, the bytes were lost, or were wrong and are thrown away: who brings them writes them.
-            if self._store.blobs.exists(self._expected):
+            size = rows.blob_size(tx, self._expected)
+            if size is not None and not self._store.blobs.flaw(self._expected, size):
                 return None
         self._shared = self._shareable(tx)
         self._make_way(tx)
@@ -98,7 +106,7 @@ class Opening:
         if self._expected is None:
             return None
         size = rows.blob_size(tx, self._expected)
-        if size is None or (self._total and self._total != size) or not self._store.blobs.exists(self._expected):
+        if size is None or (self._total and self._total != size) or self._store.blobs.flaw(self._expected, size):
             return None
         if self._store.policy is SharingPolicy.ISOLATED and not rows.is_lent(tx, self._expected):
             return None

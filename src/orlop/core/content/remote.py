@@ -29,6 +29,7 @@ from orlop.base.errdefs import (
     FailedPreconditionError,
     NotFoundError,
     OrlopError,
+    OutOfRangeError,
     UnavailableError,
     UnimplementedError,
 )
@@ -67,6 +68,7 @@ class RemoteBlobs:
         self._aborted: set[str] = set()
         self._lengths: dict[str, int] = {}
         self._missing: set[str] = set()
+        self._placed = 0
         self._sweeping = False
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -89,13 +91,33 @@ class RemoteBlobs:
 
     # Blobs.
 
-    def open(self, digest: str, size: int) -> Reader | None:
+    def open(self, digest: str, size: int) -> "_RemoteReader":
         # Nobody removes it now: it has a row, and what has none yet cannot get one while it is being removed.
         self._held[digest] += 1
         return _RemoteReader(self, digest, size)
 
-    def exists(self, digest: str) -> bool:
-        return digest not in self._missing
+    def flaw(self, digest: str, size: int) -> str:
+        del size
+        return "there is a record of it, but its bytes have gone" if digest in self._missing else ""
+
+    async def look(self, digest: str, size: int) -> None:
+        """Ask for the last byte: a store may know of a blob, and of its size, that it has lost or that was cut."""
+        if not size or digest in self._missing:
+            return
+        placed = self._placed
+        reader = self.open(digest, size)
+        try:
+            await reader.read_at(size - 1, 1)
+            return
+        except DataLossError:
+            log.warning("content elsewhere has lost a blob: taking it again", extra={"digest": digest})
+        except OrlopError:
+            return  # who brings it will hear what is the matter there
+        finally:
+            reader.close()
+        if placed == self._placed:  # else what is there may have come just now
+            with contextlib.suppress(OrlopError):  # then whoever commits it is told that it is there
+                await self.throw_away(digest)
 
     def note_missing(self, digest: str) -> None:
         """A blob that has a row is not there, or not as it should be: whoever brings it again is let write it."""
@@ -104,6 +126,11 @@ class RemoteBlobs:
     def note_there(self, digest: str) -> None:
         """It is there."""
         self._missing.discard(digest)
+
+    def note_placed(self, digest: str) -> None:
+        """It has just come there."""
+        self._placed += 1
+        self.note_there(digest)
 
     async def throw_away(self, digest: str) -> bool:
         """Remove a blob that is damaged, though it has a row. Returns whether it has gone: not if somebody holds it."""
@@ -327,22 +354,32 @@ class _RemoteReader:
     async def read_at(self, offset: int, length: int) -> bytes:
         if length <= 0 or offset >= self.size:
             return b""
-        if self._reader is None:
-            self._reader = await self._open()
-        return await self._reader.read_at(offset, length)
+        try:
+            if self._reader is None:
+                self._reader = await self._open()
+            data = await self._reader.read_at(offset, length)
+        except (NotFoundError, OutOfRangeError) as error:
+            raise self._lost("there is a record of it, but its bytes have gone") from error
+        except DataLossError as error:
+            raise self._lost(error.text) from error
+        if not data:
+            raise self._lost(f"ends at {offset} of {self.size} bytes")
+        if offset + len(data) >= self.size:
+            self._blobs.note_there(self._digest)
+        return data
 
     async def _open(self) -> Reader:
-        try:
-            reader = await self._blobs.store.reader(self._blobs.namespace, self._digest)
-        except NotFoundError as error:
-            self._blobs.note_missing(self._digest)
-            raise DataLossError(f"content {self._digest}: there is a record of it, but its bytes have gone") from error
+        reader = await self._blobs.store.reader(self._blobs.namespace, self._digest)
         if reader.size != self.size:
             reader.close()
-            self._blobs.note_missing(self._digest)
-            raise DataLossError(f"content {self._digest}: {reader.size} bytes are there instead of {self.size}")
-        self._blobs.note_there(self._digest)
+            raise DataLossError(f"{reader.size} bytes are there instead of {self.size}")
         return reader
+
+    def _lost(self, why: str) -> DataLossError:
+        """Whoever brings it again is let write it."""
+        self._blobs.note_missing(self._digest)
+        what = f"content {self._digest}: "
+        return DataLossError(f"{what}{why.removeprefix(what)}")
 
     def close(self) -> None:
         if not self._closed:
@@ -400,7 +437,7 @@ class RemoteIngest:
         except BaseException:
             self._let_go(digest)
             raise
-        self._blobs.note_there(digest)
+        self._blobs.note_placed(digest)
         self._placed = digest
         return digest
 

@@ -81,10 +81,11 @@ class ContentStore:
 
     def _require_bytes(self, tx: Transaction, namespace: str, digest: str) -> None:
         """Where nothing is deleted meanwhile: raise NotFoundError without a record, DataLossError without bytes."""
-        if not rows.has(tx, namespace, digest):
+        size = rows.blob_size(tx, digest)
+        if size is None or not rows.has(tx, namespace, digest):
             raise rows.absent(digest)
-        if not self.blobs.exists(digest):
-            raise DataLossError(f"content {digest}: there is a record of it, but its bytes have gone")
+        if flaw := self.blobs.flaw(digest, size):
+            raise DataLossError(f"content {digest}: {flaw}")
 
     async def update(self, namespace: str, digest: str, labels: Mapping[str, str], paths: Sequence[str] = ()) -> Info:
         parsed = Digest.parse(digest)
@@ -249,7 +250,10 @@ class ContentStore:
             return
         if expected and total > SMALL_BYTES:
             here = rows.find(self.db, namespace, expected) is not None
-            if here or (self.policy is SharingPolicy.SHARED and self._blob_length(expected) == total):
+            size = self._blob_length(expected)
+            if (here or (self.policy is SharingPolicy.SHARED and size == total)) and not self.blobs.flaw(
+                expected, size
+            ):
                 return
         self._room.announce((namespace, ref), lease, total)
 

@@ -160,9 +160,13 @@ class ContentWriter:
         if self.shared is None:
             self._store.drop_claim(tx, self._row.expected)
         info = None
+        if self.shared is None:
+            rows.correct_size(tx, digest, length)
+        elif rows.blob_size(tx, digest) is None:
+            raise NotFoundError(f"content {digest} for ingest {quote(ref)}")
+        elif flaw := self._store.blobs.flaw(digest, length):
+            raise DataLossError(f"content {digest}: {flaw}")
         if not rows.has(tx, namespace, digest):
-            if self.shared is not None and rows.blob_size(tx, digest) is None:
-                raise NotFoundError(f"content {digest} for ingest {quote(ref)}")
             info = rows.insert(tx, namespace, digest, length, labels, owner_uid=self._owner_uid)
             events.created(tx, namespace, info)
         if self.shared is None:

@@ -115,10 +115,17 @@ def has(tx: Transaction, namespace: str, digest: str) -> bool:
     return tx.one("SELECT 1 FROM content WHERE namespace = ? AND digest = ?", (namespace, digest)) is not None
 
 
-def blob_size(tx: Transaction, digest: str) -> int | None:
+def blob_size(source: Database | Transaction, digest: str) -> int | None:
     """The size of a blob that is in the store for anybody."""
-    row = tx.one("SELECT size_bytes FROM blobs WHERE digest = ?", (digest,))
+    row = source.one("SELECT size_bytes FROM blobs WHERE digest = ?", (digest,))
     return None if row is None else int(row["size_bytes"])
+
+
+def correct_size(tx: Transaction, digest: str, size: int) -> None:
+    """Have the rows of a blob say how long its bytes are, which were brought again and are what its digest says."""
+    query = "UPDATE blobs SET size_bytes = ?2 WHERE digest = ?1 AND size_bytes <> ?2"
+    if tx.execute(query, (digest, size)).rowcount:
+        _charge(tx, digest)
 
 
 def is_lent(tx: Transaction, digest: str) -> bool:
@@ -163,13 +170,18 @@ def delete(tx: Transaction, namespace: str, digest: str) -> bool:
     """
     if not tx.execute("DELETE FROM content WHERE namespace = ? AND digest = ?", (namespace, digest)).rowcount:
         raise absent(digest)
+    _charge(tx, digest)
+    return forget_blob(tx, digest)
+
+
+def _charge(tx: Transaction, digest: str) -> None:
+    """Have the oldest record pay for its blob."""
     tx.execute(
         "UPDATE content SET size_bytes = (SELECT size_bytes FROM blobs WHERE digest = ?1)"
         " WHERE digest = ?1 AND namespace ="
         " (SELECT namespace FROM content WHERE digest = ?1 ORDER BY created_at, namespace LIMIT 1)",
         (digest,),
     )
-    return forget_blob(tx, digest)
 
 
 def forget_blob(tx: Transaction, digest: str) -> bool:

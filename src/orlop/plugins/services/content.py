@@ -196,7 +196,11 @@ class _WriteSession:
     async def _refuse_known(self, expected: str) -> None:
         """A blob that the namespace has needs no ingest: throw it away and say so."""
         try:
-            (await self._store.reader(self._namespace, Digest.parse(expected))).close()
+            reader = await self._store.reader(self._namespace, Digest.parse(expected))
+            try:
+                await reader.read_at(max(reader.size - 1, 0), 1)
+            finally:
+                reader.close()
         except OrlopError:  # it has none or its bytes are lost, or this is no digest, which the commit will say
             return
         await self._writer.close()

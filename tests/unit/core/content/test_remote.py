@@ -519,9 +519,9 @@ def test_a_sweep_waits_for_a_store_that_does_not_answer(tmp_path):
     test(tmp_path)
 
 
-@pytest.mark.parametrize("brought", ["swept", "read"])
+@pytest.mark.parametrize("brought", ["swept", "read", "written"])
 def test_who_brings_bytes_that_have_gone_writes_them(tmp_path, brought):
-    """Once it is known that they have gone: a sweep tells, or whoever reads them."""
+    """A sweep tells that they have gone, or whoever reads them, or the store is asked by who would write them."""
 
     @played
     async def test(store, play, blobs):
@@ -529,15 +529,54 @@ def test_who_brings_bytes_that_have_gone_writes_them(tmp_path, brought):
         await play.store.delete(THERE, DIGEST)
         if brought == "swept":
             store.sweep()
-            await until(lambda: not blobs.exists(DIGEST))
-        else:
+            await until(lambda: bool(blobs.flaw(DIGEST, len(DATA))))
+        elif brought == "read":
             with pytest.raises(DataLossError):
                 await read_blob(store, DIGEST, namespace="a")
         for namespace in ("a", "b"):
             with contextlib.suppress(AlreadyExistsError):  # the record of the first has always been there
                 await write_blob(store, DATA, namespace=namespace, ref="again")
             assert await read_blob(store, DIGEST, namespace=namespace) == DATA
-        assert blobs.exists(DIGEST)
+        assert not blobs.flaw(DIGEST, len(DATA))
+
+    test(tmp_path)
+
+
+def test_who_brings_a_blob_that_was_cut_there_writes_it(tmp_path):
+    """Also where the store there still says its old size."""
+
+    @played
+    async def test(store, play, blobs):
+        await write_blob(store, DATA, namespace="a")
+        path = play.store.blob_path(DIGEST)
+        path.chmod(0o600)
+        path.write_bytes(DATA[:-1])
+        writer = await store.writer("a", "again", total=len(DATA), expected=DIGEST)
+        assert writer.status().offset == 0
+        assert not is_there(play)
+        await writer.write(DATA)
+        with pytest.raises(AlreadyExistsError):
+            await writer.commit(expected=DIGEST)
+        assert await read_blob(store, DIGEST, namespace="a") == DATA
+        await quiet(blobs)
+        assert not blobs._held
+
+    test(tmp_path)
+
+
+def test_what_may_be_there_is_not_asked_for_where_nobody_answers(tmp_path):
+    @played
+    async def test(store, play, blobs):
+        await write_blob(store, DATA, namespace="a")
+
+        def nobody(*_arguments):
+            raise UnavailableError("nobody answers")
+
+        play.before["reader"] = nobody
+        with pytest.raises(AlreadyExistsError):
+            await store.writer("a", "again", expected=DIGEST)
+        del play.before["reader"]
+        assert await read_blob(store, DIGEST, namespace="a") == DATA
 
     test(tmp_path)
 

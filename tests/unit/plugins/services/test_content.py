@@ -202,7 +202,7 @@ def test_a_blob_that_was_cut_off_on_disk_is_told(run):
         path = store.blob_path(digest)
         path.chmod(0o600)
         path.write_bytes(b"01234")
-        with pytest.raises(DataLossError, match="ends at 5 of 10 bytes"):
+        with pytest.raises(DataLossError, match="5 bytes are there instead of 10"):
             [part async for part in content.stream("Read", api.ReadContentRequest(digest=digest))]
 
     run(test)

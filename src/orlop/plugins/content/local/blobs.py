@@ -117,10 +117,24 @@ class LocalBlobs:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        if os.fstat(fd).st_size != size:
+            os.close(fd)
+            return None
         return LocalReader(self, fd, size)
 
     def exists(self, digest: str) -> bool:
+        """Whether there is a file of that name."""
         return self.path(digest).exists()
+
+    def flaw(self, digest: str, size: int) -> str:
+        try:
+            length = os.stat(f"{self._blobs}{digest.replace(':', '/')}").st_size
+        except FileNotFoundError:
+            return "there is a record of it, but its bytes have gone"
+        return "" if length == size else f"{length} bytes are there instead of {size}"
+
+    async def look(self, digest: str, size: int) -> None:
+        return  # `flaw` tells it all
 
     def discard(self, tx: Transaction, digest: str) -> bool:
         with self._commits_lock:

@@ -103,13 +103,20 @@ class LocalIngest:
     def _rename(self, target: Path) -> None:
         with disk.in_words(f"ingest {self.files.name}: commit", self._blobs.directory):
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not target.exists():
+            if not self._is_there(target):
                 os.chmod(self.files.data, 0o444)
                 os.rename(self.files.data, target)
                 failpoints.reach("content.commit.renamed")
             # Also if another commit has placed it, which may not have come so far yet.
             sync_directory(target.parent)
             failpoints.reach("content.commit.synced")
+
+    def _is_there(self, target: Path) -> bool:
+        """Whether the blob is there as long as it must be; one that was cut gets the whole file in its place."""
+        try:
+            return target.stat().st_size == self.offset
+        except FileNotFoundError:
+            return False
 
     def recorded(self, tx: Transaction) -> None:
         """With the transaction the commit ends, not when its caller hears of it: who deletes the record right
