@@ -1,37 +1,22 @@
 """Layers unpacked ahead, by real workers into real snapshots: the same trees, and nothing left behind."""
 
 import asyncio
-import contextlib
-import functools
 import gzip
-import json
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
 
 import pytest
 
 from orlop.base.errdefs import OrlopError
-from orlop.core.diff import Applied, LayerBlob
-from orlop.core.diff.ahead import PREFIX, Ahead
-from orlop.core.diff.workers import Pool
-from orlop.core.metadata import Database
-from orlop.core.metadata.trash import Trash
-from orlop.core.mount import Mount
+from orlop.core.diff.ahead import PREFIX
 from orlop.core.mount.perform import temp_mount
-from orlop.core.snapshots.stores import Stores
-from orlop.oci import media_types
-from orlop.plugins.content.local import LocalStore
-from orlop.plugins.diff.walking import Walking
 from orlop.plugins.snapshots.erofs import Erofs, verdict
-from orlop.plugins.snapshots.overlayfs import Overlayfs, options_here
 from orlop.testing.content import NAMESPACE, write_blob
 from tests.root.layers import archive, directory, file, hardlink, tree
+from tests.root.unpacking import host, looped, until
 
 pytestmark = pytest.mark.root
 
-DEADLINE_S = 20
 LAYERS = (
     (directory("usr"), file("usr/one", b"1"), directory("opt"), file("opt/one"), directory("etc", mode=0o700, uid=7)),
     (directory("usr"), file("usr/two", b"2"), file("usr/.wh.one", b""), hardlink("usr/again", "usr/two")),
@@ -41,122 +26,8 @@ LAYERS = (
 )
 
 
-class Counting(Pool):
-    """Remembers which jobs it did: whether alone."""
-
-    def __init__(self) -> None:
-        super().__init__(4)
-        self.alone: list[bool] = []
-
-    async def run(self, request, fd, *, tell=None):
-        self.alone.append(request["alone"])
-        return await super().run(request, fd, tell=tell)
-
-
-class Host:
-    """A differ with a content store and snapshots of overlayfs."""
-
-    def __init__(self, root: Path, content: LocalStore, snapshots: Stores, pool: Counting, differ: Walking) -> None:
-        self.room = root / "snapshots"
-        self.content = content
-        (self.snapshots,) = snapshots.values()
-        self.pool = pool
-        self.differ = differ
-
-    @property
-    def ahead(self) -> Ahead:
-        assert self.differ.ahead is not None
-        return self.differ.ahead
-
-    async def image(self, layers: Sequence[bytes]) -> list[LayerBlob]:
-        """Content of an image, labelled as clients do."""
-        blobs = [
-            LayerBlob(
-                media_type=media_types.OCI_LAYER_GZIP, digest=str(await write_blob(self.content, data)), size=len(data)
-            )
-            for data in layers
-        ]
-        listed = [{"mediaType": one.media_type, "digest": one.digest, "size": one.size} for one in blobs]
-        config = {"mediaType": media_types.OCI_CONFIG, "digest": f"sha256:{'0' * 64}", "size": 2}
-        body = {"schemaVersion": 2, "mediaType": media_types.OCI_MANIFEST, "config": config, "layers": listed}
-        manifest = await write_blob(self.content, json.dumps(body).encode())
-        labels = {f"containerd.io/gc.ref.content.l.{number}": one.digest for number, one in enumerate(blobs)}
-        await self.content.update(NAMESPACE, manifest, labels, ["labels"])
-        return blobs
-
-    async def prepare(self, number: int) -> list[Mount]:
-        return await self.snapshots.prepare(NAMESPACE, f"extract-{number}", f"layer-{number - 1}" if number else "")
-
-    async def unpack(self, number: int, blob: LayerBlob) -> Applied:
-        applied = await self.differ.apply(NAMESPACE, blob, await self.prepare(number))
-        await self.snapshots.commit(NAMESPACE, f"layer-{number}", f"extract-{number}")
-        return applied
-
-    def trees(self) -> list[dict[str, tuple]]:
-        """What the snapshots hold, each in its own directory, marks of overlayfs among it."""
-        homes = sorted((path for path in self.room.iterdir() if path.name.isdecimal()), key=lambda one: int(one.name))
-        return [{**_timeless(tree(home / "fs")), "opaque": _opaque(home / "fs")} for home in homes]
-
-    def spares(self) -> list[Path]:
-        return list(self.room.glob(f"{PREFIX}*"))
-
-
-def _timeless(found: dict[str, tuple]) -> dict[str, tuple]:
-    """Without the times of whiteouts, which are those of their making."""
-    return {path: (*one[:4], 0, *one[5:]) if one[0].startswith("0o20") else one for path, one in found.items()}
-
-
-def _opaque(root: Path) -> tuple[str, ...]:
-    marked = [path for path in sorted(root.rglob("*")) if path.is_dir() and not path.is_symlink()]
-    return tuple(str(path.relative_to(root)) for path in marked if "trusted.overlay.opaque" in os.listxattr(path))
-
-
-@contextlib.asynccontextmanager
-async def host(root: Path, *, atonce: int = 4, kind: type[Overlayfs | Erofs] = Overlayfs) -> AsyncIterator[Host]:
-    os.mkdir(root)
-    snapshotter = kind(root / "snapshots", options=options_here(root))
-    with (
-        Database(root / "meta.db") as db,
-        Trash(root, db) as trash,
-        contextlib.closing(snapshotter) if isinstance(snapshotter, Erofs) else contextlib.nullcontext(),
-        Stores(db, trash, {"only": snapshotter}) as snapshots,
-    ):
-        content = LocalStore(root / "content", db, trash)
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                pool = Counting()
-                stack.push_async_callback(pool.close)
-                differ = Walking(content, snapshots, pool, {}, db=db, atonce=atonce)
-                try:
-                    yield Host(root, content, snapshots, pool, differ)
-                finally:
-                    if differ.ahead is not None:
-                        await differ.ahead.close()
-        finally:
-            content.close()
-
-
 def _blobs() -> list[bytes]:
     return [gzip.compress(archive(*entries), 1) for entries in LAYERS]
-
-
-async def _until(condition) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - what it looks at tells nobody
-            await asyncio.sleep(0.01)
-
-
-P = ParamSpec("P")
-
-
-def looped(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Let pytest run a test that is a coroutine."""
-
-    @functools.wraps(test)
-    def run(*arguments: P.args, **named: P.kwargs) -> None:
-        asyncio.run(test(*arguments, **named))
-
-    return run
 
 
 @looped
@@ -226,7 +97,7 @@ async def test_who_stops_half_way_leaves_nothing(tmp_path):
     async with host(tmp_path / "host") as here:
         blobs = await here.image(_blobs())
         await here.unpack(0, blobs[0])
-        await _until(lambda: here.spares() or True in here.pool.alone)
+        await until(lambda: here.spares() or True in here.pool.alone)
         await here.ahead.close()
         assert here.spares() == []
 
@@ -237,8 +108,8 @@ async def test_what_nobody_asks_for_is_removed_after_a_while(tmp_path, monkeypat
         monkeypatch.setattr(here.ahead, "_patience_s", 0.3)
         blobs = await here.image(_blobs())
         await here.unpack(0, blobs[0])
-        await _until(lambda: here.pool.alone.count(True) >= 1)
-        await _until(lambda: not here.spares())
+        await until(lambda: here.pool.alone.count(True) >= 1)
+        await until(lambda: not here.spares())
         await here.unpack(1, blobs[1])  # in the usual way
         assert here.trees()[1]["usr/two"]
 
@@ -288,9 +159,9 @@ async def test_layers_that_come_later_begin_when_they_are_there(tmp_path):
         blobs = await here.image(data)
         await here.content.delete(NAMESPACE, blobs[4].digest)
         await here.unpack(0, blobs[0])
-        await _until(lambda: here.pool.alone.count(True) == 3)
+        await until(lambda: here.pool.alone.count(True) == 3)
         await write_blob(here.content, data[4])
-        await _until(lambda: here.pool.alone.count(True) == 4)
+        await until(lambda: here.pool.alone.count(True) == 4)
 
 
 @looped

@@ -57,10 +57,10 @@ class Gate(Pool):
         self.open = asyncio.Event()
         self.open.set()
 
-    async def run(self, request, fd, *, tell=None):
+    async def run(self, request, fd, *, tell=None, turn=True):
         self.jobs += 1
         await self.open.wait()
-        return await super().run(request, fd, tell=tell)
+        return await super().run(request, fd, tell=tell, turn=turn)
 
 
 class Host:

@@ -140,6 +140,18 @@ def _used(snapshotter: str, stage: Stage) -> None:
     stage.promises.clear()
 
 
+def _brought_before(stage: Stage) -> None:
+    """An image that was unpacked and is gone: what its namespace is sent now is unpacked while it arrives."""
+    _used("overlayfs", stage)
+    _collect_layers("overlayfs", stage)
+    stage.promises.clear()
+
+
+def _bring_again(stage: Stage) -> None:
+    import_image(stage)
+    _unpack("overlayfs", stage)
+
+
 def _collect_layers(snapshotter: str, stage: Stage) -> None:
     with stage.client() as client:
         try:
@@ -271,6 +283,13 @@ OPERATIONS: Final = (
     *_each("unpack", lambda _snapshotter, stage: import_image(stage), _unpack),
     *_each("collect layers", _used, _collect_layers),
     Operation(name="unpack and sync", store="overlayfs", prepare=import_image, perform=_unpack_and_sync),
+    Operation(
+        name="import and unpack again",
+        store="images",
+        prepare=_brought_before,
+        perform=_bring_again,
+        helpers="unpack.job.*",
+    ),
     Operation(name="pull", store="images", perform=_pull),
     Operation(name="transfer", store="images", perform=_transfer),
     Operation(name="activate mounts", store="mounts", prepare=lease, perform=_activate),

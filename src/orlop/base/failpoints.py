@@ -53,6 +53,7 @@ POINTS: Final[dict[str, str]] = {
     "native.prepare.copied": "the files of the parent",
     "erofs.layer.mounted": "a layer's image",
     "erofs.layer.unmounted": "a layer's image; the directory that it was mounted on is there",
+    "unpack.arriving.made": "the directory of a layer that is unpacked while it arrives",
     "unpack.ahead.made": "the directory of a layer that is unpacked ahead of its turn",
     "unpack.ahead.moved": "a file of it, to its snapshot",
     "unpack.ahead.removed": "the directory of it",

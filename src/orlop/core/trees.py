@@ -13,32 +13,40 @@ from typing import Final
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LONG: Final = 2048  # bytes of a relative path after which a new base is opened; PATH_MAX is 4096
 
+Stop = Callable[[], bool]
+"""Asked before each directory whether to leave the rest."""
+
 Removed = Callable[[os.stat_result], object]
 """Told the status that each thing had before it was removed."""
 
 
-def remove(path: str | os.PathLike[str] | bytes) -> None:
+class StoppedError(Exception):
+    """A removal was stopped; some of the tree is there."""
+
+
+def remove(path: str | os.PathLike[str] | bytes, *, stop: Stop | None = None) -> None:
     """Remove a directory with all that is in it.
 
     Raises:
+        StoppedError: `stop` said so.
         OSError: NotADirectoryError for anything else; EXDEV if something is mounted inside, whose files stay;
             what else unlink(2) and rmdir(2) may say. What was removed before is gone.
     """
     fd = os.open(path, _OPEN)
     try:
-        remove_inside(fd)
+        remove_inside(fd, stop=stop)
     finally:
         os.close(fd)
     os.rmdir(path)
 
 
-def remove_inside(fd: int, removed: Removed | None = None) -> None:
+def remove_inside(fd: int, removed: Removed | None = None, *, stop: Stop | None = None) -> None:
     """Empty the directory behind `fd`, which stays open; nobody else may move directories in it meanwhile.
 
     Each directory is read once and two descriptors are open at a time: down by name, up by "..".
 
     Raises:
-        OSError: as `remove`.
+        OSError, StoppedError: as `remove`.
     """
     mount = _mount_of(fd)
     here = os.open(".", _OPEN, dir_fd=fd)
@@ -46,6 +54,8 @@ def remove_inside(fd: int, removed: Removed | None = None) -> None:
     try:
         below = _unlink_files(here, removed)
         while True:
+            if stop is not None and stop():
+                raise StoppedError
             if below:
                 name = below.pop()
                 try:

@@ -12,10 +12,13 @@ Source: containerd's core/content/content.go.
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from orlop.base import filters
 from orlop.oci.digest import Digest
+
+if TYPE_CHECKING:
+    from orlop.core.content.arrival import Arrival
 
 __all__ = ["Info", "Reader", "SharingPolicy", "Status", "Store", "Writer", "adapt_info", "adapt_status"]
 
@@ -205,11 +208,13 @@ class WatchedStore(Store, Protocol):
     Attributes:
         on_labelled: called on the event loop with the namespace and what a blob's record is now that it was updated.
         on_blob: called on the event loop when a blob has come.
+        on_arrival: called on the event loop when the first bytes of an ingest have come whose size is known.
         before_delete: awaited with namespace and digest before a client's deletion.
     """
 
     on_labelled: Callable[[str, Info], None] | None
     on_blob: Callable[[], None] | None
+    on_arrival: "Callable[[Arrival], None] | None"
     before_delete: Callable[[str, str], Awaitable[None]] | None
 
     def find(self, namespace: str, digest: str) -> Info | None:

@@ -52,6 +52,13 @@ class Ingest(Protocol):
         """
         ...
 
+    def follow(self, size: int) -> Reader | None:
+        """Another reader of the `size` bytes that there will be; the caller's to close. None if they lie elsewhere.
+
+        It goes on when they have become a blob, and what was written is never written again, but for `truncate`.
+        """
+        ...
+
     def digest(self) -> Digest:
         """The digest of the bytes so far."""
         ...

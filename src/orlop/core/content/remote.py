@@ -414,6 +414,10 @@ class RemoteIngest:
         if fresh and self.offset:
             await self._writer.truncate()
 
+    def follow(self, size: int) -> Reader | None:
+        del size
+        return None
+
     def digest(self) -> Digest:
         if self._placed is not None:
             return self._placed

@@ -22,6 +22,7 @@ from orlop.base.errdefs import DataLossError, NotFoundError, UnavailableError
 from orlop.base.settling import settle
 from orlop.core.content import Info, Reader, SharingPolicy, Status, adapt_status, events
 from orlop.core.content.allowance import Allowances
+from orlop.core.content.arrival import Arrival
 from orlop.core.content.blobs import Blobs
 from orlop.core.content.opening import Opening
 from orlop.core.content.room import SMALL_BYTES, Room
@@ -43,6 +44,7 @@ class ContentStore:
         self.policy = policy
         self.on_labelled: Callable[[str, Info], None] | None = None
         self.on_blob: Callable[[], None] | None = None
+        self.on_arrival: Callable[[Arrival], None] | None = None
         self.before_delete: Callable[[str, str], Awaitable[None]] | None = None
         self.blobs = blobs
         self._refs: dict[tuple[str, str], tuple[float, ContentWriter | None]] = {}

@@ -15,6 +15,7 @@ from orlop.base.errdefs import AbortedError, AlreadyExistsError, DataLossError, 
 from orlop.base.quoting import quote
 from orlop.base.settling import settle
 from orlop.core.content import Info, Status, events
+from orlop.core.content.arrival import Arrival
 from orlop.core.content.blobs import Ingest
 from orlop.core.metadata import Transaction, leases
 from orlop.core.metadata import content as rows
@@ -53,6 +54,7 @@ class ContentWriter:
         self._updated_at = max(row.updated_at, ingest.written_at)
         self._closed = False
         self._digest: Digest | None = None
+        self._arrival: Arrival | None = None
         self.shared = shared
         self.aborted = False
 
@@ -90,9 +92,11 @@ class ContentWriter:
             await settle(self._unshare(self.shared))
         await self._ingest.write(data)
         self._updated_at = time.time_ns()
+        self._grew()
 
     async def truncate(self) -> None:
         self._require_open()
+        self._end_arrival(None)
         if self.shared is not None:
             await settle(self._unshare(0))
         else:
@@ -115,6 +119,7 @@ class ContentWriter:
         except BaseException:
             await self._keep()
             raise
+        self._end_arrival(digest)
         await self._finish()
         if self._store.on_blob is not None:
             self._store.on_blob()
@@ -181,6 +186,7 @@ class ContentWriter:
             self._release()
 
     async def _keep(self) -> None:
+        self._end_arrival(None)
         try:
             self._digest = self.digest()
             await self._ingest.close(keep=not self.aborted)
@@ -191,6 +197,19 @@ class ContentWriter:
         if not self._closed:
             self._closed = True
             self._store.unlock(self._row.namespace, self._row.ref)
+
+    def _grew(self) -> None:
+        """Tell who reads along; at the beginning, everybody who might."""
+        if self._arrival is None and self._total and self._store.on_arrival is not None:
+            self._arrival = Arrival(self._row.namespace, self._total, lambda: self._ingest.follow(self._total))
+            self._store.on_arrival(self._arrival)
+        if self._arrival is not None:
+            self._arrival.grew(self._ingest.offset)
+
+    def _end_arrival(self, blob: Digest | None) -> None:
+        arrival, self._arrival = self._arrival, None
+        if arrival is not None:
+            arrival.end(blob)
 
     def _require_open(self) -> None:
         if self._closed:

@@ -31,6 +31,7 @@ class Applied:
         size: of the uncompressed archive in bytes.
         usage_bytes, usage_inodes: what the tree takes on disk, or None where it held something before.
         ignored: extended attributes that were left out.
+        marked: whether the tree would be another one if it were no layer of an overlay; true where nobody knows.
     """
 
     digest: str
@@ -38,6 +39,7 @@ class Applied:
     usage_bytes: int | None = None
     usage_inodes: int | None = None
     ignored: tuple[str, ...] = ()
+    marked: bool = True
 
 
 class Differ(Protocol):

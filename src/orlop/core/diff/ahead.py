@@ -12,14 +12,17 @@ been; of a layer that is an image instead of a tree, that is one file. There is 
 whoever applies a layer needs all above it: little is done in vain. Which layers those are is known from the labels by
 which clients keep a manifest's children.
 
-Spare directories that nobody asks for are removed after a while. Belongs to one event loop.
+Spare directories that nobody asks for are removed after a while. `arriving` has some more made, of layers whose image
+is not known yet. Belongs to one event loop.
 """
 
 import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +34,7 @@ from orlop.base.labels import GC_REF_CONTENT
 from orlop.base.settling import settle
 from orlop.core import trees
 from orlop.core.diff import Applied, LayerBlob
+from orlop.oci.media_types import OCI_LAYER
 
 log: Final = logging.getLogger(__name__)
 
@@ -40,9 +44,14 @@ PATIENCE_S: Final = 60.0
 WINDOW: Final = 8
 """Layers above the one that was asked for last that may have been begun."""
 
+CLOSING_S: Final = 1.0
+"""Seconds that removals get when the daemon stops."""
+
 _ROOT: Final = "root"
 _IMAGE: Final = "image"
 _LAYER_LABEL: Final = f"{GC_REF_CONTENT}.l."
+_ARRIVED: Final = ""
+"""In the place of a manifest's digest: what was adopted."""
 _KNOWN: Final = 4096
 
 Unpack = Callable[[str, LayerBlob, Path], Awaitable[Applied]]
@@ -59,16 +68,21 @@ Here = Callable[[str, LayerBlob], bool]
 
 
 @dataclass(slots=True)
-class _Spare:
+class Spare:
     """A layer that is unpacked, or will be."""
 
     directory: Path
     task: "asyncio.Task[Applied]"
 
+    @property
+    def failed(self) -> bool:
+        """Whether it cannot be had any more."""
+        return self.task.done() and (self.task.cancelled() or self.task.exception() is not None)
+
 
 @dataclass(slots=True)
 class _Image:
-    """An image that is being unpacked.
+    """An image that is being unpacked, or what has come for one that is not known yet: layers without an order.
 
     Attributes:
         reached: position of the layer that was asked for last.
@@ -77,10 +91,10 @@ class _Image:
 
     namespace: str
     root: Path
-    layers: Sequence[LayerBlob]
+    layers: list[LayerBlob]
     reached: int = -1
     begun: set[int] = field(default_factory=set)
-    spares: dict[int, _Spare] = field(default_factory=dict)
+    spares: dict[int, Spare] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
 
     def above(self, digest: str) -> int | None:
@@ -91,7 +105,11 @@ class _Image:
 
 class Ahead:
     """Args:
-    atonce: layers that may be unpacked ahead at the same time; what is asked for does not count.
+        atonce: layers that may be unpacked ahead at the same time; what is asked for does not count.
+
+    Attributes:
+        on_reached: told the namespace, the digest and `root` of each layer that is asked for.
+        on_unused: told the namespace if what was adopted for it was not asked for.
     """
 
     def __init__(
@@ -105,6 +123,9 @@ class Ahead:
         self._manifests: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._images: dict[tuple[str, str, Path], _Image] = {}
         self._tidying: set[asyncio.Task[None]] = set()
+        self.on_reached: Callable[[str, str, Path], None] = lambda *_: None
+        self.on_unused: Callable[[str], None] = lambda _: None
+        self._stop_at = math.inf
         self._token = os.urandom(4).hex()
         self._number = 0
 
@@ -129,6 +150,9 @@ class Ahead:
             stacked: onto the layers below it. Clients that apply every layer on its own do by themselves what is done
                 here, so nothing is begun for them.
         """
+        self.on_reached(namespace, layer.digest, root)
+        if (adopted := self._images.get((namespace, _ARRIVED, root))) is not None:
+            self._wait_for_call(adopted)
         manifest = self._manifests.get((namespace, layer.digest))
         if manifest is None:
             return
@@ -138,25 +162,28 @@ class Ahead:
             self._forget(image)  # it was done; this is the next time
             image = None
         if image is None:
-            layers = await self._layers(namespace, manifest)
+            layers = list(await self._layers(namespace, manifest))
             image = self._images.setdefault(key, _Image(namespace, root, layers))
         position = image.above(layer.digest)
         if position is None:
             return  # a second client at the same image; the first has the spares
         if position and not stacked:
             self._drop(image)
-            image.layers = ()
+            image.layers = []
         for passed in [at for at in image.spares if at < position]:
-            self._discard(image.spares.pop(passed))
+            self.discard(image.spares.pop(passed))
         image.reached = position
         image.begun.update(range(position + 1))
-        if image.timer is not None:
-            image.timer.cancel()
-        image.timer = asyncio.get_running_loop().call_later(self._patience_s, self._forget, image)
+        self._wait_for_call(image)
         self._go()
 
-    async def take(self, namespace: str, layer: LayerBlob, root: Path, move: Move) -> Applied | None:
+    async def take(
+        self, namespace: str, layer: LayerBlob, root: Path, move: Move, *, lowest: bool = False
+    ) -> Applied | None:
         """Have what was unpacked ahead for a layer moved in its place; None if there is nothing to be had.
+
+        Args:
+            lowest: there is nothing below it, so that it is no layer of an overlay.
 
         Raises:
             ResourceExhaustedError: the file system is full; some of it may have been moved.
@@ -167,6 +194,8 @@ class Ahead:
         self._go()
         try:
             applied = await spare.task
+            if lowest and applied.marked:
+                return None
             # Nobody removes either directory under a thread that goes on.
             if await settle(asyncio.to_thread(move, spare.directory)):
                 return applied
@@ -177,18 +206,66 @@ class Ahead:
                 raise
             raise errdefs.ResourceExhaustedError(f"layer {layer.digest}: {error.strerror}") from error
         finally:
-            self._discard(spare)
+            self.discard(spare)
         return None
 
     def failed(self, namespace: str, layer: LayerBlob) -> None:
         """A layer could not be applied: the space of those above it is free again, not only after a while."""
         manifest = self._manifests.get((namespace, layer.digest))
         for (whose, what, _root), image in list(self._images.items()):
-            if (whose, what) == (namespace, manifest):
+            if whose == namespace and what in {manifest, _ARRIVED}:
                 self._forget(image)
 
+    # For `arriving`.
+
+    def directory(self, root: Path) -> Path:
+        """A name for another spare directory; whoever makes it hands it to `adopt` or `discard`."""
+        self._number += 1
+        return root / f"{PREFIX}{self._token}-{self._number}"
+
+    def has(self, digest: str, root: Path, *, but: _Image | None = None) -> bool:
+        """Whether a layer has been begun, or is unpacked and waits to be asked for; in another image than `but`."""
+        return any(
+            image.layers[position].digest == digest
+            for image in self._images.values()
+            if image is not but and image.root == root
+            for position in image.spares
+        )
+
+    def adopt(self, namespace: str, digest: str, root: Path, spare: Spare) -> None:
+        """Keep a layer for whoever asks; its blob is in the content store now."""
+        image = self._images.setdefault((namespace, _ARRIVED, root), _Image(namespace, root, []))
+        if not image.spares:
+            image.layers.clear()
+        position = len(image.layers)
+        image.layers.append(LayerBlob(media_type=OCI_LAYER, digest=digest))
+        image.begun.add(position)
+        image.spares[position] = spare
+        self._wait_for_call(image)
+
+    def discard(self, spare: Spare) -> None:
+        """Stop it, and remove what it made, some time soon."""
+        spare.task.cancel()
+        tidying = asyncio.create_task(self._tidy(spare))
+        self._tidying.add(tidying)
+        tidying.add_done_callback(self._tidying.discard)
+
+    def drop_removed(self, namespace: str) -> None:
+        """Discard what was adopted and whose blob has been removed meanwhile."""
+        for (whose, what, _root), image in list(self._images.items()):
+            if (whose, what) != (namespace, _ARRIVED):
+                continue
+            gone = [at for at in image.spares if not self._here(namespace, image.layers[at])]
+            for position in gone:
+                self.discard(image.spares.pop(position))
+            if gone:
+                self.on_unused(namespace)
+
+    # The end.
+
     async def close(self) -> None:
-        """Stop everything and remove what is there."""
+        """Stop everything. What it takes long to remove is left for the sweep after the next start."""
+        self._stop_at = time.monotonic() + CLOSING_S
         for image in list(self._images.values()):
             self._forget(image)
         while self._tidying:
@@ -200,7 +277,7 @@ class Ahead:
             with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
                 for entry in entries:
                     if entry.name.startswith(PREFIX) and not entry.name.startswith(f"{PREFIX}{self._token}-"):
-                        _remove(Path(entry.path))
+                        _remove(Path(entry.path), self._must_stop)
 
     def _go(self) -> None:
         """Begin what may be begun."""
@@ -209,27 +286,18 @@ class Ahead:
             for position in range(image.reached + 1, min(image.reached + 1 + WINDOW, len(image.layers))):
                 if running >= self._atonce:
                     return
-                if position in image.begun or self._has_another(image, image.layers[position].digest):
+                # One that was begun for another namespace or image will do; see `_pop`.
+                if position in image.begun or self.has(image.layers[position].digest, image.root, but=image):
                     continue
                 if self._here(image.namespace, image.layers[position]):
                     self._begin(image, position)
                     running += 1
 
-    def _has_another(self, image: _Image, digest: str) -> bool:
-        """Whether the layer has been begun for another namespace or image, whose spare will do; see `_pop`."""
-        return any(
-            other.layers[position].digest == digest
-            for other in self._images.values()
-            if other is not image and other.root == image.root
-            for position in other.spares
-        )
-
     def _begin(self, image: _Image, position: int) -> None:
-        self._number += 1
-        directory = image.root / f"{PREFIX}{self._token}-{self._number}"
+        directory = self.directory(image.root)
         task = asyncio.create_task(self._run(image, position, directory))
         image.begun.add(position)
-        image.spares[position] = _Spare(directory, task)
+        image.spares[position] = Spare(directory, task)
 
     async def _run(self, image: _Image, position: int, directory: Path) -> Applied:
         try:
@@ -241,7 +309,7 @@ class Ahead:
         finally:
             asyncio.get_running_loop().call_soon(self._go)
 
-    def _pop(self, namespace: str, digest: str, root: Path) -> _Spare | None:
+    def _pop(self, namespace: str, digest: str, root: Path) -> Spare | None:
         """The lowest spare of that layer, the namespace's own if it has one; it is the caller's from now on.
 
         Another's is as good: whoever asks has the blob, and from outside nobody can write to a spare.
@@ -254,6 +322,18 @@ class Ahead:
                     return image.spares.pop(position)
         return None
 
+    def _wait_for_call(self, image: _Image) -> None:
+        """Forget the image if nothing is asked of it for a while, counted from now."""
+        if image.timer is not None:
+            image.timer.cancel()
+        image.timer = asyncio.get_running_loop().call_later(self._patience_s, self._give_up, image)
+
+    def _give_up(self, image: _Image) -> None:
+        adopted = self._images.get((image.namespace, _ARRIVED, image.root)) is image
+        if adopted and any(not spare.failed for spare in image.spares.values()):
+            self.on_unused(image.namespace)
+        self._forget(image)
+
     def _forget(self, image: _Image) -> None:
         if image.timer is not None:
             image.timer.cancel()
@@ -262,24 +342,19 @@ class Ahead:
                 del self._images[key]
         self._drop(image)
 
+    async def _tidy(self, spare: Spare) -> None:
+        await asyncio.wait([spare.task])
+        if not spare.task.cancelled() and (error := spare.task.exception()) is not None:
+            log.debug("layer is not unpacked ahead", extra={"reason": str(error)})
+        await settle(asyncio.to_thread(_remove, spare.directory, self._must_stop))
+
+    def _must_stop(self) -> bool:
+        return time.monotonic() > self._stop_at
+
     def _drop(self, image: _Image) -> None:
         for spare in image.spares.values():
-            self._discard(spare)
+            self.discard(spare)
         image.spares.clear()
-
-    def _discard(self, spare: _Spare) -> None:
-        """Stop it, and remove what it made, some time soon."""
-        spare.task.cancel()
-        tidying = asyncio.create_task(_tidy(spare))
-        self._tidying.add(tidying)
-        tidying.add_done_callback(self._tidying.discard)
-
-
-async def _tidy(spare: _Spare) -> None:
-    await asyncio.wait([spare.task])
-    if not spare.task.cancelled() and (error := spare.task.exception()) is not None:
-        log.debug("layer is not unpacked ahead", extra={"reason": str(error)})
-    await settle(asyncio.to_thread(_remove, spare.directory))
 
 
 def move_tree(source: Path, target: str) -> bool:
@@ -324,11 +399,11 @@ def move_image(source: Path, directory: str, image: str) -> bool:
     return True
 
 
-def _remove(directory: Path) -> None:
+def _remove(directory: Path, stop: trees.Stop) -> None:
     try:
-        trees.remove(directory)
+        trees.remove(directory, stop=stop)
         failpoints.reach("unpack.ahead.removed")
-    except FileNotFoundError:
+    except (FileNotFoundError, trees.StoppedError):
         pass
     except OSError as error:
         # The sweep after the next start finds it.

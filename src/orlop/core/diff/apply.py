@@ -112,6 +112,7 @@ async def apply(
     payloads: Mapping[str, bytes] | None = None,
     image: str = "",
     whole: bool = False,
+    arriving: bool = False,
 ) -> Applied:
     """Unpack a blob as `plan` says; see `Differ.apply` for what is raised.
 
@@ -120,6 +121,7 @@ async def apply(
         image: where to make a file system image of the layer instead, which whoever gave the mounts stacks in its
             stead. A layer that cannot be one is unpacked, unless the plan is to do so alone.
         whole: the layer is a file system image already, and becomes the file at `image`.
+        arriving: the blob is still coming, so that this may take as long as it likes and gets no turn of the pool's.
         sync: write the tree to disk before this returns.
         steps: stream processors that the blob goes through first.
         payloads: what they are given, by their ids.
@@ -137,7 +139,7 @@ async def apply(
             reading(blob, layer.digest) as descriptor,
             running(steps, descriptor, payloads or {}) as source,
         ):
-            return await pool.run(request, source, tell=tell)
+            return await pool.run(request, source, tell=tell, turn=not arriving)
 
     try:
         try:
@@ -159,6 +161,7 @@ async def apply(
         usage_bytes=usage[0],
         usage_inodes=usage[1],
         ignored=tuple(done["ignored"]),
+        marked=done["marked"],
     )
 
 

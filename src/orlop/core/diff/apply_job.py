@@ -84,6 +84,7 @@ def _extract(job: Job, request: Message, view: sandbox.View, report: int) -> Mes
         "opaque": [path.hex() for path in result.opaque],
         "privileged": [[part.hex() for part in item] for item in result.privileged],
         "ignored": result.ignored,
+        "marked": result.marked,
     }
 
 

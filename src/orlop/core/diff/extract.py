@@ -59,11 +59,13 @@ class Extracted:
         opaque: real paths of directories to mark opaque.
         privileged: attributes that need more capabilities than the extractor has: path, name, value.
         ignored: names of attributes that were left out, as containerd leaves them out; at most 20.
+        marked: whether the tree would be another one if it were no layer of an overlay.
     """
 
     opaque: list[bytes] = field(default_factory=list)
     privileged: list[tuple[bytes, bytes, bytes]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    marked: bool = False
 
 
 class Extractor:
@@ -137,6 +139,7 @@ class Extractor:
             head, _, base = path.rpartition(b"/")
             parent = tree.directory(head)
             if base.startswith(_WHITEOUT):
+                self._result.marked = True
                 self._whiteout(parent, base, entry)
                 continue
             make[entry.type](parent, base, entry)
@@ -239,6 +242,7 @@ class Extractor:
                 raise ArchiveError(f"device number {entry.major}:{entry.minor} is out of range")
             mode = stat.S_IFCHR if entry.type == tar.CHARACTER else stat.S_IFBLK
             device = os.makedev(entry.major, entry.minor)
+            self._result.marked |= device == 0  # as overlayfs marks what is deleted
         try:
             os.mknod(name, mode | entry.mode, device, dir_fd=parent.fd)
         except FileExistsError:

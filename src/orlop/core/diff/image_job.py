@@ -40,4 +40,4 @@ def _copy(job: Job, request: Message, view: sandbox.View, image: int, report: in
         rest = memoryview(chunk)
         while rest:
             rest = rest[os.write(image, rest) :]
-    return {"digest": pipeline.finish(), "size": pipeline.size, "ignored": []}
+    return {"digest": pipeline.finish(), "size": pipeline.size, "ignored": [], "marked": True}

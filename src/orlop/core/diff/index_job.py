@@ -103,4 +103,4 @@ def _build(job: Job, request: Message, view: sandbox.View, image: int, report: i
         builder.run()
     except BaseException as error:
         raise EntryError(builder.current) from error
-    return {"digest": pipeline.finish(), "size": pipeline.size, "ignored": builder.ignored}
+    return {"digest": pipeline.finish(), "size": pipeline.size, "ignored": builder.ignored, "marked": builder.marked}

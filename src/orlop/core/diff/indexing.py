@@ -48,6 +48,7 @@ class Builder:
     Attributes:
         current: name of the entry at work, for whoever reports a failure.
         ignored: names of attributes that were left out, as `Extracted.ignored`.
+        marked: as `Extracted.marked`.
         inodes: how many the image has, once it is built.
     """
 
@@ -85,6 +86,7 @@ class Builder:
         }
         self.current: bytes | None = None
         self.ignored: list[str] = []
+        self.marked = False
         self.inodes = 0
 
     def run(self) -> None:
@@ -129,7 +131,9 @@ class Builder:
             parent = tree.directory(head)
             if not base.startswith(_WHITEOUT):
                 make[entry.type](parent, base, entry)
-            elif base == _OPAQUE:
+                continue
+            self.marked = True
+            if base == _OPAQUE:
                 if layered:
                     tree.make_opaque(parent.path)
             else:
@@ -197,6 +201,7 @@ class Builder:
                 raise ArchiveError(f"device number {entry.major}:{entry.minor} is out of range")
             kind = stat.S_IFCHR if entry.type == tar.CHARACTER else stat.S_IFBLK
             number = os.makedev(entry.major, entry.minor)
+            self.marked |= number == 0
         node = self._node(kind, entry)
         node.block = number
         self._tree.put(parent, name, node)

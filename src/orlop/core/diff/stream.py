@@ -21,6 +21,9 @@ written, and each takes fresh pages from the kernel: a tenth of an unpacking's t
 PLAIN_CHUNK: Final = 1 << 20
 """Bytes per chunk where nothing was compressed."""
 
+HEAD: Final = 512
+"""Bytes that tell what a blob is."""
+
 _READ: Final = 1 << 18
 _DEPTH: Final = 8
 _GZIP: Final = b"\x1f\x8b\x08"
@@ -56,6 +59,11 @@ def detect(head: bytes) -> Compression:
     if head.startswith(_ZSTD) or (head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50):  # or a skippable frame
         return Compression.ZSTD
     return Compression.NONE
+
+
+def is_layer(head: bytes) -> bool:
+    """Whether a blob that begins so may be one: compressed, or a tar archive. Wants `HEAD` bytes."""
+    return detect(head) is not Compression.NONE or head[257:262] == b"ustar"
 
 
 def uncompressed(read: Callable[[int], bytes]) -> Iterator[bytes]:

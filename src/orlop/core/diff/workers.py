@@ -68,13 +68,16 @@ class Pool:
         if process is not None:
             await _reap(process)
 
-    async def run(self, request: Message, fd: int, *, tell: Callable[[Message], None] | None = None) -> Message:
+    async def run(
+        self, request: Message, fd: int, *, tell: Callable[[Message], None] | None = None, turn: bool = True
+    ) -> Message:
         """Have a job done.
 
         Args:
             request: what the zygote's jobs understand.
             fd: the file it works on (a blob to read, or where to write one); stays the caller's.
             tell: called with the job's messages on the way.
+            turn: wait for one, and take it from others; else somebody else sees to it that jobs are not too many.
 
         Returns:
             What the job answered under "done".
@@ -83,7 +86,7 @@ class Pool:
             JobError: what it answered under "error", or that it died; it names the phase.
             CancelledError, TimeoutError: as the caller cancelled; the job is dead.
         """
-        async with self._turns:
+        async with self._turns if turn else contextlib.nullcontext():
             self._jobs += 1
             try:
                 return await self._run(request, fd, tell)
@@ -120,17 +123,27 @@ class Pool:
                 self._process = None  # it died; its jobs have seen it
                 self._hang_up()
             if self._control is None:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                with theirs:
-                    try:
-                        self._process = await asyncio.to_thread(_spawn, theirs.fileno())
-                        failpoints.reach("unpack.worker.spawned")
-                    except BaseException:
-                        ours.close()
-                        raise
-                ours.setblocking(False)
-                self._control = ours
+                await self._spawn()
+                failpoints.reach("unpack.worker.spawned")
+            assert self._control is not None
             return self._control
+
+    async def _spawn(self) -> None:
+        """Start a zygote; when this is cancelled it is there for the next job."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+
+        def spawn() -> None:
+            self._process = _spawn(theirs.fileno())
+
+        with theirs:
+            try:
+                await settle(asyncio.to_thread(spawn))
+            finally:
+                if self._process is None:
+                    ours.close()
+                else:
+                    self._control = ours
 
     def _left(self) -> None:
         self._jobs -= 1

@@ -134,7 +134,9 @@ class Trash:
                 break
             path = self.root / row["path"]
             try:
-                _unlink(path)
+                _unlink(path, lambda: self._stop)
+            except trees.StoppedError:
+                break
             except OSError as error:
                 # Something is mounted inside, or the disk fails: the entry stays and is tried again at the next start.
                 log.warning("trash: cannot unlink yet", extra={"path": str(path), "error": str(error)})
@@ -201,12 +203,12 @@ def _is_hex(text: str) -> bool:
     return bool(text) and all(character in "0123456789abcdef" for character in text)
 
 
-def _unlink(path: Path) -> None:
+def _unlink(path: Path, stop: trees.Stop) -> None:
     """Remove a file or a tree; one that is gone already is fine."""
     try:
         mode = os.lstat(path).st_mode
         if stat.S_ISDIR(mode):
-            trees.remove(path)
+            trees.remove(path, stop=stop)
         else:
             os.unlink(path)
     except FileNotFoundError:

@@ -80,6 +80,16 @@ def page(queries: Queries, namespace: str, snapshotter: str, after: str, limit: 
     return queries.execute(_PAGE, (namespace, snapshotter, after, limit)).fetchall()
 
 
+def last_unpacked(queries: Queries, namespace: str) -> str | None:
+    """The snapshotter of the namespace's newest snapshot that is a layer of an image, as far as that is known."""
+    row = queries.execute(
+        "SELECT snapshotter FROM snapshots WHERE namespace = ? AND (layer IS NOT NULL OR origin IS NOT NULL)"
+        " ORDER BY number DESC LIMIT 1",
+        (namespace,),
+    ).fetchone()
+    return None if row is None else str(row["snapshotter"])
+
+
 def chain(queries: Queries, number: int | None) -> tuple[int, ...]:
     """Where a committed snapshot and all its parents have their bytes, the nearest first: their numbers, or a layer's.
 

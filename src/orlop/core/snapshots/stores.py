@@ -13,7 +13,7 @@ from orlop.core.metadata import Database
 from orlop.core.metadata.trash import Trash
 from orlop.core.mount import Mount
 from orlop.core.mount.options import value
-from orlop.core.snapshots import Snapshotter, Usage, upkeep
+from orlop.core.snapshots import Snapshotter, Usage, rows, upkeep
 from orlop.core.snapshots.layers import Shared
 from orlop.core.snapshots.numbers import Numbers
 from orlop.core.snapshots.origin import Origin
@@ -163,6 +163,15 @@ class Stores(Mapping[str, Store]):
         """What `room_beside` can answer."""
         homes = (one.home(0) for one in self._snapshotters.values() if _makes_layers_alone(one))
         return [home.parent for home in homes if home is not None]
+
+    def last_room(self, namespace: str) -> Path | None:
+        """That in which the last layer was unpacked for a namespace, as far as there is a snapshot of it."""
+        name = self._db.read(lambda queries: rows.last_unpacked(queries, namespace))
+        store = self._stores.get(name) if name is not None else None
+        if store is None or not _makes_layers_alone(store.snapshotter):
+            return None
+        home = store.snapshotter.home(0)
+        return None if home is None else home.parent
 
     def makes_images(self, room: Path) -> bool:
         """Whether layers in a `room_beside` are images; see `Snapshotter.image`."""

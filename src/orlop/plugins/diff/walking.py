@@ -13,9 +13,11 @@ from orlop.base.platforms import default_string
 from orlop.base.quoting import quote
 from orlop.base.settling import settle
 from orlop.core.content import Reader, WatchedStore
+from orlop.core.content.arrival import Arrival
 from orlop.core.diff import Applied, LayerBlob
 from orlop.core.diff.ahead import Ahead, move_image, move_tree, room_for_image
 from orlop.core.diff.apply import Plan, apply
+from orlop.core.diff.arriving import Arriving
 from orlop.core.diff.compare import compare
 from orlop.core.diff.extract import Limits
 from orlop.core.diff.processors import StreamProcessor, chain
@@ -32,7 +34,7 @@ from orlop.core.snapshots.layers import Shared
 from orlop.core.snapshots.origin import Origin
 from orlop.core.snapshots.stores import Stores
 from orlop.oci.image import MAX_MANIFEST_SIZE, decode_manifest
-from orlop.oci.media_types import is_file_system
+from orlop.oci.media_types import OCI_LAYER, is_file_system
 
 
 @dataclass(slots=True)
@@ -41,10 +43,13 @@ class Config:
 
     Attributes:
         unpack_ahead: unpack the layers above one that is asked for beside it; see `orlop.core.diff.ahead`.
+        unpack_arriving: unpack layers while they arrive, if that is what the last ones came for; see
+            `orlop.core.diff.arriving`. Not without `unpack_ahead`.
         erofs_layers: take layers that are images of EROFS, which the kernel then reads as they came.
     """
 
     unpack_ahead: bool = True
+    unpack_arriving: bool = True
     erofs_layers: bool = True
 
 
@@ -61,9 +66,10 @@ class Walking:
         *,
         db: Database,
         atonce: int = 0,
+        arriving: bool = False,
         erofs_layers: bool = True,
     ) -> None:
-        """`atonce` is how many layers are unpacked ahead at the same time."""
+        """`atonce` is how many layers are unpacked ahead at the same time; `arriving` whether while they arrive too."""
         self._content = content
         self._db = db
         self._manager = manager
@@ -71,11 +77,15 @@ class Walking:
         self._pool = pool
         self._processors = processors
         self._erofs_layers = erofs_layers
+        self.arriving: Arriving | None = None
         self.ahead = Ahead(self._unpack_alone, self._layers, self._is_here, atonce=atonce) if atonce else None
         if self.ahead is not None:
             ahead = self.ahead
             content.on_labelled = lambda namespace, info: ahead.labelled(namespace, info.digest, info.labels)
             content.on_blob = ahead.arrived
+            if arriving:
+                self.arriving = Arriving(ahead, self._unpack_arriving, snapshots.last_room, atonce=pool.size)
+                content.on_arrival = self.arriving.begin
 
     async def apply(
         self,
@@ -180,7 +190,7 @@ class Walking:
             return None
         plan = Plan.of(mounts)
         await self.ahead.reached(namespace, layer, room, stacked=plan.overlay)
-        if plan.directory is None or not plan.overlay or plan.marks != Plan.marks_alone:
+        if plan.directory is None or (plan.overlay and plan.marks != Plan.marks_alone):
             return None
         target = plan.directory
         return await self.ahead.take(
@@ -188,15 +198,26 @@ class Walking:
             layer,
             room,
             lambda spare: move_image(spare, target, image) if image else move_tree(spare, target),
+            lowest=not plan.overlay,
         )
 
     async def _unpack_alone(self, namespace: str, layer: LayerBlob, directory: Path) -> Applied:
+        plan, image = await self._alone(directory)
+        async with self._within_quota(namespace) as limits, self._opened(namespace, layer.digest) as blob:
+            return await apply(self._pool, blob, layer, plan, limits=limits, image=image)
+
+    async def _unpack_arriving(self, arrival: Arrival, directory: Path) -> Applied:
+        plan, image = await self._alone(directory)
+        layer = LayerBlob(media_type=OCI_LAYER, digest="that arrives")
+        async with self._within_quota(arrival.namespace) as limits:
+            return await apply(self._pool, arrival, layer, plan, limits=limits, image=image, arriving=True)
+
+    async def _alone(self, directory: Path) -> tuple[Plan, str]:
+        """How a layer gets into a spare directory, and where as an image."""
         image = ""
         if self._snapshots.makes_images(directory.parent):
             directory, image = await settle(asyncio.to_thread(room_for_image, directory))
-        plan = Plan(mounts=(), directory=os.fspath(directory), overlay=True, alone=True)
-        async with self._within_quota(namespace) as limits, self._opened(namespace, layer.digest) as blob:
-            return await apply(self._pool, blob, layer, plan, limits=limits, image=image)
+        return Plan(mounts=(), directory=os.fspath(directory), overlay=True, alone=True), image
 
     @contextlib.asynccontextmanager
     async def _within_quota(self, namespace: str) -> AsyncIterator[Limits | None]:
@@ -284,12 +305,15 @@ def _init(context: Context) -> Walking:
         manager,
         db=context.get(METADATA),
         atonce=atonce,
+        arriving=context.config.unpack_arriving,
         erofs_layers=context.config.erofs_layers,
     )
     if walking.ahead is not None:
         sweeping = asyncio.create_task(asyncio.to_thread(walking.ahead.sweep, snapshots.rooms()))
         context.on_close(lambda: asyncio.wait([sweeping]))
         context.on_close(walking.ahead.close)
+    if walking.arriving is not None:
+        context.on_close(walking.arriving.close)
     return walking
 
 

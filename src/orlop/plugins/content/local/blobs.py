@@ -120,6 +120,10 @@ class LocalBlobs:
         if os.fstat(fd).st_size != size:
             os.close(fd)
             return None
+        return self.reader(fd, size)
+
+    def reader(self, fd: int, size: int) -> LocalReader:
+        """A reader of a file of so many bytes, which closes `fd`."""
         return LocalReader(self, fd, size)
 
     def exists(self, digest: str) -> bool:

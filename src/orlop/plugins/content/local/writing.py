@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from orlop.base import failpoints
+from orlop.core.content import Reader
 from orlop.core.content.blobs import require_expected
 from orlop.core.metadata import Transaction
 from orlop.core.mount import disk
@@ -58,6 +59,9 @@ class LocalIngest:
             raise
         self.written_at = stat_data(self.files.directory)[1]
         self._early = self.files.offset
+
+    def follow(self, size: int) -> Reader | None:
+        return self._blobs.reader(self.files.handle(), size)
 
     def digest(self) -> Digest:
         return self.files.digest()
