@@ -11,6 +11,8 @@ import pytest
 from orlop.api.cgroups.v1 import metrics_pb2 as v1
 from orlop.api.cgroups.v2 import metrics_pb2 as v2
 from orlop.api.runtime.task.v3 import shim_pb2 as pb
+from orlop.api.types.runc.options import oci_pb2
+from orlop.linux.mount import mountinfo
 from tests.root.shims import Shim, failure, opened, until
 
 pytestmark = pytest.mark.root
@@ -137,3 +139,18 @@ def test_configuration_names_the_runtime(tmp_path: Path):
     with opened(tmp_path, env={"ORLOP_RUNTIME": "no-such"}) as shim:
         code, message = failure(lambda: shim.create("c", ["/bin/true"]))
         assert (code, "no-such" in message) == (5, True)
+
+
+def test_a_runtime_that_dies_while_it_makes_a_container_leaves_no_cgroup(shim: Shim, tmp_path: Path):
+    """It knows nothing of the container then, so that its own removal has nothing to remove."""
+    runc, runtime = shutil.which("runc", path=shim.env["PATH"]), tmp_path / "runtime"
+    parents = sorted({one.mount_point for one in mountinfo() if one.fs_type in ("cgroup", "cgroup2")})
+    made = [Path(parent) / f"orlop-test-{os.getpid()}-c" for parent in parents]
+    script = f'case " $* " in *" create "*) mkdir {" ".join(map(str, made))}; kill -9 $$;; esac; exec {runc} "$@"'
+    runtime.write_text(f"#!/bin/sh\n{script}\n")
+    runtime.chmod(0o755)
+    options = oci_pb2.Options(binary_name=str(runtime))
+    packed = {"type_url": options.DESCRIPTOR.full_name, "value": options.SerializeToString()}
+    code, message = failure(lambda: shim.create("c", ["/bin/true"], request={"options": packed}))
+    assert (code, "killed by signal 9" in message) == (2, True)
+    assert not any(one.exists() for one in made)

@@ -70,7 +70,9 @@ async def undo(workshop: Workshop, bundle: str, record: Record) -> None:
             await runtime.delete(record.container, bundle=bundle, force=True)
         except OrlopError as error:
             _log.warning("unfinished container %s: %s", record.container, error)
-    await asyncio.get_running_loop().run_in_executor(None, unmount_tree, f"{bundle}/rootfs")
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, cgroup.remove_asked_for, bundle)
+    await loop.run_in_executor(None, unmount_tree, f"{bundle}/rootfs")
     records.remove(bundle, "")
 
 

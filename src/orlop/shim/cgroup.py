@@ -4,13 +4,18 @@ Every path is found by asking the kernel (/proc/PID/cgroup and mountinfo), never
 """
 
 import contextlib
+import errno
 import functools
+import json
 import os
 import signal
+import time
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from orlop.linux.mount import mountinfo
+
+_DYING_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,37 @@ def _write(directory: str, name: str, word: str) -> None:
             os.write(fd, word.encode())
         finally:
             os.close(fd)
+
+
+def _asked_for(bundle: str) -> list[str]:
+    """Where the cgroup would be that a bundle's spec asks for, in each hierarchy; none where systemd makes it."""
+    try:
+        with open(f"{bundle}/config.json", encoding="utf-8") as file:
+            path = json.load(file)["linux"]["cgroupsPath"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    if not isinstance(path, str) or not path.startswith("/") or ".." in path.split("/") or not path.strip("/"):
+        return []
+    unified, controllers = hierarchies()
+    return sorted({one.directory(path) for one in (unified, *controllers.values()) if one is not None})
+
+
+def remove_asked_for(bundle: str) -> None:
+    """Remove the cgroups that a bundle's spec asks for, if nothing in them lives for more than a moment. Blocks.
+
+    A runtime that was killed while it made a container leaves them, and a process that ends by itself; it knows nothing
+    of the container then. What somebody else has put there stays.
+    """
+    deadline = time.monotonic() + _DYING_S
+    for directory in _asked_for(bundle):
+        while True:
+            try:
+                os.rmdir(directory)
+            except OSError as error:
+                if error.errno == errno.EBUSY and time.monotonic() < deadline:
+                    time.sleep(_DYING_S / 100)
+                    continue
+            break
 
 
 class Hierarchy(NamedTuple):

@@ -231,6 +231,8 @@ class Task:
             _log.error("what was made of %s is left: %s", self.container, error)
             self.cgroup.kill()
             records.write_file(f"{self.shop.place.gone}/{self.container}", self.init.record)
+        else:
+            await asyncio.get_running_loop().run_in_executor(None, cgroup.remove_asked_for, self.bundle)
 
     def _publish_create(self, request: Request) -> None:
         event = events_pb2.TaskCreate(
