@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import orlop
 from orlop.api.types.runc.options.oci_pb2 import Options
 from orlop.cmd.ctr.tasks import _no_pivot
 from tools.daemons import Ctr, Orlopd, environment
@@ -217,3 +218,20 @@ def test_a_task_can_do_without_pivot_root(ctr: Ctr, busybox_image: Image) -> Non
     ctr("containers", "create", busybox_image.reference, "one", "sh", "-c", "echo $(ls -d /etc); exit 3")
     done = ctr.run("tasks", "start", "--no-pivot", "one")
     assert (done.returncode, done.stdout) == (3, "/etc\n")
+
+
+def test_a_deletion_is_answered_late_where_it_is_to_be(
+    new_orlopd: Callable[..., Orlopd], namespace: str, busybox_image: Image
+) -> None:
+    daemon = new_orlopd(config="version = 3\nearly_deletion = false\n")
+    with orlop.Client(str(daemon.address), namespace) as client, open(busybox_image.archive, "rb") as archive:
+        [image] = client.import_(archive)
+        image.unpack()
+        for number in range(5):
+            with client.new_container(f"c{number}", image.name, orlop.SpecOptions(args=("true",))) as container:
+                task = container.new_task()
+                task.start()
+                task.wait()
+                task.delete()
+                assert os.listdir(daemon.state / "runc" / namespace) == []
+        assert list(daemon.state.glob("s/*.gone/*")) == []

@@ -27,6 +27,7 @@ def _shims(context: Context) -> ShimManager:
         ttrpc_address=context.daemon.ttrpc_address,
         publish_binary=_own_program(),
         debug=log.isEnabledFor(logging.DEBUG),
+        early_deletion=context.daemon.early_deletion,
     )
     shims = ShimManager(host, context.daemon.runtimes)
     context.on_close(shims.close)

@@ -20,6 +20,7 @@
     [sockets.NAME] address, namespace, role, …   ours: sockets for one namespace and a role, see docs/roles.md
     entry_points                                 ours: load plug-ins of other distributions (code in a root daemon)
     warm_cgroups                                 ours: keep the kernel's cgroup lock warm while a container is to start
+    early_deletion                               ours: answer a task's deletion before its OCI runtime has removed it
 
 Unknown keys are warned about, not refused, so that containerd's own file works. A value of the wrong type is refused.
 """
@@ -172,6 +173,7 @@ class Config:
     required_plugins: list[str] = field(default_factory=list)
     entry_points: bool = True
     warm_cgroups: bool = True
+    early_deletion: bool = True
     imports: list[str] = field(default_factory=lambda: [DEFAULT_IMPORTS])
     debug: Debug = field(default_factory=Debug)
     cgroup: Cgroup = field(default_factory=Cgroup)

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 # A daemon of another release sends it. One that does not know it ends at once, which its tasks outlive as well.
 RETIRE: Final = signal.SIGUSR2
 LINGER_VARIABLE: Final = "ORLOP_SHIM_LINGER"
+EARLY_VARIABLE: Final = "ORLOP_EARLY_DELETION"
+"""Whether a deletion is answered before the OCI runtime has done its part: yes, unless it is 0."""
 _LINGER_S: Final = 30.0
 _ALONE_S: Final = 2.0
 _IDLE_CHECK_S: Final = 0.5
@@ -84,6 +86,7 @@ class Supervisor:
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_checks = 0
         self._linger_s = float(os.environ.get(LINGER_VARIABLE) or _LINGER_S)
+        self._answers_first = os.environ.get(EARLY_VARIABLE) != "0"
         self._reaper = Reaper()
         self._publisher = Publisher(place.namespace, TtrpcForwarder(events_path) if events_path else None)
         self._chooser = Chooser(self._reaper, place)
@@ -177,7 +180,7 @@ class Supervisor:
             return await Task.create(self._shop, request, choice.fallback)
 
     async def delete(self, container: str) -> tuple[int, int, int]:
-        """Delete a task that has ended. The runtime's own removal goes on after this has returned.
+        """Delete a task that has ended. The runtime's own removal goes on after this has returned, unless told else.
 
         Returns:
             pid, exit status and time of exit in nanoseconds.
@@ -189,6 +192,8 @@ class Supervisor:
         records.remove(task.bundle, "")
         del self._tasks[container]
         self._remove(task.init.record, task.runtime)
+        if not self._answers_first:
+            await asyncio.shield(self._removals[container])
         self.touch()
         return task.init.pid, exit_.status, exit_.at_ns
 
@@ -209,7 +214,8 @@ class Supervisor:
         removal.add_done_callback(lambda _done: self._removals.pop(container, None))
 
     async def _remove_soon(self, record: Record, runtime: Runtime) -> None:
-        await asyncio.sleep(_ANSWER_FIRST_S)
+        if self._answers_first:
+            await asyncio.sleep(_ANSWER_FIRST_S)
         await self._remove_from_runtime(record, runtime)
 
     async def _remove_from_runtime(self, record: Record, runtime: Runtime) -> None:

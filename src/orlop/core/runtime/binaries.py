@@ -54,13 +54,17 @@ class ShimBinary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShimHost:
-    """What a shim is told of the daemon that starts it. `state` is where our supervisor keeps its sockets."""
+    """What a shim is told of the daemon that starts it. `state` is where our supervisor keeps its sockets.
+
+    `early_deletion`: ours answers a deletion before the OCI runtime has done its part.
+    """
 
     state: str
     address: str
     ttrpc_address: str
     publish_binary: str
     debug: bool = False
+    early_deletion: bool = True
 
 
 def supervisor_path() -> Path:
@@ -187,6 +191,7 @@ async def _run(
         "GRPC_ADDRESS": host.address,
         "NAMESPACE": bundle.namespace,
         "ORLOP_STATE": host.state,
+        "ORLOP_EARLY_DELETION": "1" if host.early_deletion else "0",
         "MAX_SHIM_VERSION": str(MAX_SHIM_VERSION),
         "GOMAXPROCS": os.environ.get("GOMAXPROCS", "2"),
     }
