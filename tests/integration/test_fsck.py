@@ -21,6 +21,7 @@ import pytest
 
 import orlop
 from orlop.core.fsck import Finding
+from orlop.core.mount.perform import temp_mount
 from orlop.linux.btrfs import set_read_only
 from orlop.linux.mount import mount
 from tests.root.shims import until
@@ -350,6 +351,71 @@ def test_an_active_snapshot_without_files_is_made_again(stage: Stage) -> None:
     assert found.mended
     assert (home / "fs").is_dir()
     assert stage.fsck() == []
+
+
+def prepared(stage: Stage, name: str) -> Path:
+    """The directory of a new active snapshot on top of the image."""
+    top = stage.client.images.get(stage.image.reference).unpack()
+    stage.client.snapshots().prepare(name, parent=top, labels={"containerd.io/gc.root": "now"})
+    ((number,),) = stage.rows(
+        "SELECT number FROM snapshots WHERE namespace = ? AND name = ?", stage.ctr.namespace, name
+    )
+    return stage.root / "snapshots" / "overlayfs" / str(number)
+
+
+@pytest.mark.parametrize(("lost", "words"), [("work", "made again, empty"), ("fs", "what was written to it is lost")])
+def test_a_directory_of_an_active_snapshot_is_made_again(stage: Stage, lost: str, words: str) -> None:
+    home = prepared(stage, "lacking")
+    (home / "fs" / "written").write_text("by a container")
+    subprocess.run(["rm", "-r", home / lost], check=True)
+    found = stage.fsck(quick=True)
+    assert [(one.kind, one.object, one.mended) for one in found] == [
+        ("snapshot-incomplete", "overlayfs/lacking", False)
+    ]
+    assert found[0].wrong == f"it has no directory {lost}"
+    (found_again,) = stage.fsck(quick=True, repair=True)
+    assert found_again.mended
+    assert words in found_again.mends
+    assert (home / lost).stat().st_mode & 0o7777 == (0o755 if lost == "fs" else 0o700)
+    assert (home / "fs" / "written").exists() is (lost == "work")
+    assert stage.fsck() == []
+    mounts = stage.client.snapshots().mounts("lacking")
+    with temp_mount(mounts) as target:
+        assert (Path(target) / "bin" / "busybox").exists()
+        (Path(target) / "more").write_text("it can be written to")
+
+
+def test_a_directory_that_a_container_writes_to_is_not_made_again(stage: Stage) -> None:
+    stage.ctr("run", "-d", stage.image.reference, "runs", "sleep", "1000")
+    ((number,),) = stage.rows("SELECT number FROM snapshots WHERE namespace = ? AND name = 'runs'", stage.ctr.namespace)
+    home = stage.root / "snapshots" / "overlayfs" / str(number)
+    (home / "fs").rename(home / "aside")
+    (found,) = stage.fsck(quick=True, repair=True)
+    assert (found.kind, found.object, found.mended) == ("snapshot-incomplete", "overlayfs/runs", False)
+    assert found.mends.startswith("ending who has it mounted")
+    stage.ctr("tasks", "exec", "--exec-id", "write", "runs", "touch", "/written")
+    (home / "aside").rename(home / "fs")
+    assert (home / "fs" / "written").exists()
+    assert stage.fsck() == []
+    stage.ctr("tasks", "delete", "--force", "runs")
+
+
+def test_a_layer_that_no_image_knows_is_not_rebuilt_until_one_does(stage: Stage) -> None:
+    number, name = stage.layer_with("bin/busybox", "overlayfs")
+    stage.client.snapshots().label(name, {"containerd.io/gc.root": "now"})
+    for image in stage.client.images.list():
+        image.delete(synchronous=True)
+    subprocess.run(["rm", "-r", stage.root / "snapshots" / "overlayfs" / str(number) / "fs"], check=True)
+    for repair in (False, True):
+        (found,) = stage.fsck(repair=repair)
+        assert (found.kind, found.object, found.mended) == ("snapshot-missing", f"overlayfs/{name}", False)
+        assert found.mends.startswith("no image here says which blob it was unpacked from: pulling or importing one")
+    assert stage.client.snapshots().exists(name)  # nothing was removed
+    stage.ctr("images", "import", "--no-unpack", stage.image.archive)
+    (found,) = stage.fsck(repair=True)
+    assert (found.kind, found.object, found.mended) == ("snapshot-missing", f"overlayfs/{name}", True)
+    assert stage.fsck() == []
+    stage.runs()
 
 
 class Host:

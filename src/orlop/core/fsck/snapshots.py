@@ -2,6 +2,7 @@
 
     snapshot-missing    a row, and nothing on disk
     snapshot-lost       a row whose files may be incomplete: the machine or its disk failed before they were synced
+    snapshot-incomplete an active one, or a view, without a directory of it
     snapshot-orphan     something on disk, and no row
     layer-changed       files of a layer that are not those of its blob
     layer-replaced      what was kept of such a layer for its users, after the last of them
@@ -32,7 +33,9 @@ from orlop.core.fsck.layers import Source, Sources, sources
 from orlop.core.metadata import Database, Transaction
 from orlop.core.metadata.rows import decode_map
 from orlop.core.metadata.trash import Trash
+from orlop.core.mount.shown import is_shown
 from orlop.core.snapshots import GID_MAPPING, UID_MAPPING, Kind, inherited, rows, upkeep
+from orlop.core.snapshots.directories import FILES
 from orlop.core.snapshots.rebuilding import Rebuilding, has_room, has_users, replaced
 from orlop.core.snapshots.store import Store
 from orlop.core.snapshots.stores import Stores
@@ -48,6 +51,9 @@ log: Final = logging.getLogger(__name__)
 
 _WAIT_S: Final = 0.2
 _AGAIN: Final = "removing it and what is built on it: its image is then unpacked again"
+_UNKNOWN: Final = (
+    "no image here says which blob it was unpacked from: pulling or importing one that does, then --repair again"
+)
 _LOST: Final = "may be incomplete: its files were not on disk when the machine or the disk failed"
 
 
@@ -116,11 +122,15 @@ class _Looking:
                 yield one
 
     def _snapshot(self, row: rows.Row, may_be_missing: bool, damaged: set[int]) -> Iterator[Finding | Unchecked]:
-        if may_be_missing and self._is_missing(rows.bytes_of(row)):
+        number, kind = rows.bytes_of(row), Kind(row["kind"])
+        lacks = self.store.snapshotter.lacks(number, kind)
+        if (may_be_missing or (lacks and kind == Kind.COMMITTED)) and self._is_missing(number):
             yield self._missing(row)
         elif row["synced_at"] == rows.LOST:
             yield self._rebuilt(row, "snapshot-lost", _LOST)
-        elif row["kind"] == Kind.COMMITTED:
+        elif lacks and kind != Kind.COMMITTED:
+            yield from self._incomplete(row)
+        elif kind == Kind.COMMITTED:
             yield from self._replaced(row)
             if not self.order.quick and (source := self._source(row)) is not None:
                 if row["parent"] in damaged and not self.store.snapshotter.stacked:
@@ -186,24 +196,57 @@ class _Looking:
         mends = "made again, empty: what was written to it is lost" if done else "--repair makes it again, empty"
         return self._of(row, kind="snapshot-missing", wrong=wrong, mends=mends).after(bool(done))
 
+    def _incomplete(self, row: rows.Row) -> Iterator[Finding]:
+        """An active snapshot, or a view, of which a directory is missing."""
+        store, number = self.store, rows.bytes_of(row)
+        used = _is_mounted(store, number)
+
+        def look(tx: Transaction) -> tuple[Sequence[Path], bool]:
+            lacking = upkeep.lacks(tx, store, number)
+            return lacking, bool(lacking) and self.order.repair and not used and upkeep.complete(tx, store, number)
+
+        try:
+            lacking, done = self.db.write_sync(look)
+        except (OSError, OrlopError) as error:
+            lacking, done = self.db.write_sync(lambda tx: upkeep.lacks(tx, store, number)), False
+            mends = f"another look: {error}"
+        else:
+            mends = _mended_by(lacking, used=used, done=done, can=upkeep.can_make_again(store))
+        if lacking:
+            wrong = f"it has no directory {' and no '.join(path.name for path in lacking)}"
+            yield self._of(row, kind="snapshot-incomplete", wrong=wrong, mends=mends).after(done)
+
     # Layers and their blobs.
 
     def _source(self, row: rows.Row) -> Source | None:
         """Where a snapshot's layer comes from, if it can be unpacked beside it."""
+        found = self._origin(row)
+        return found if isinstance(found, Source) else None
+
+    def _origin(self, row: rows.Row) -> Source | str:
+        """Where a snapshot's layer comes from; else why it cannot be unpacked beside it, and what would help."""
         found = self.known.find(row["namespace"], row["name"])
+        if row["kind"] != Kind.COMMITTED or self.store.snapshotter.opened(rows.bytes_of(row)) is None:
+            return _AGAIN
+        if found is None or found.parent != (row["parent_name"] or ""):
+            return f"{_UNKNOWN}; else {_AGAIN}"
         labels = decode_map(row["labels"])
-        mapped = UID_MAPPING in labels or GID_MAPPING in labels  # owners are not those of the blob
-        able = self.store.snapshotter.opened(rows.bytes_of(row)) is not None and row["kind"] == Kind.COMMITTED
-        if found is None or not able or mapped or found.blob.digest in self.order.damaged:
-            return None
-        return found if found.parent == (row["parent_name"] or "") else None
+        if UID_MAPPING in labels or GID_MAPPING in labels:
+            return f"it cannot be unpacked beside, for its owners are mapped: {_AGAIN}"
+        if found.blob.digest in self.order.damaged:
+            return f"its blob {found.blob.digest} is damaged or gone: pulling or importing that, then --repair again"
+        return found
 
     def _rebuilt(self, row: rows.Row, kind: str, wrong: str) -> Finding | Unchecked:
         """A snapshot whose files count for nothing: put its layer in its place."""
         found = self._of(row, kind=kind, wrong=wrong, mends=_AGAIN)
-        source = self._source(row)
-        if not self.order.repair or source is None:
-            return found.after(False, f"--repair unpacks it from {source.blob.digest}" if source else "")
+        if self.order.quick and not self.order.repair:
+            return found.after(False, "--repair unpacks it again, if its blob is known")  # which was not asked
+        source = self._origin(row)
+        if isinstance(source, str):
+            return found.after(False, source)
+        if not self.order.repair:
+            return found.after(False, f"--repair unpacks it from {source.blob.digest}")
         try:
             with self._unpacked(row, source) as again:
                 if again.take_the_place():
@@ -294,6 +337,23 @@ class _Looking:
 
 def _is_nobodys(tx: Transaction, store: Store, number: int) -> bool:
     return not store.is_moving(number) and not upkeep.has_row(tx, number)
+
+
+def _is_mounted(store: Store, number: int) -> bool:
+    """Whether somebody may have an active snapshot mounted, though its directories have gone; rather once too often."""
+    home = store.snapshotter.home(number)
+    if home is None:
+        return False
+    return is_shown(f"/{home.parent.name}/{home.name}/{FILES}")
+
+
+def _mended_by(lacking: Sequence[Path], *, used: bool, done: bool, can: bool) -> str:
+    lost = "; what was written to it is lost" if any(path.name == FILES for path in lacking) else ""
+    if used:
+        return "ending who has it mounted, who may write to what was there; then --repair makes it"
+    if done:
+        return f"made again, empty{lost}"
+    return f"--repair makes it again, empty{lost}" if can else "removing it: it cannot be made without its parents"
 
 
 def _from_below(known: Sequence[rows.Row]) -> list[rows.Row]:

@@ -165,6 +165,18 @@ class Snapshotter(Protocol):
         """
         return None
 
+    def lacks(self, number: int, kind: Kind) -> Sequence[Path]:
+        """Which directories in its `home` a snapshot of that kind should have and has not, for a check; quick."""
+        return ()
+
+    def complete(self, snapshot: Snapshot) -> bool:
+        """Make, empty, what an active snapshot or a view `lacks`; False if that cannot be. Quick.
+
+        Raises:
+            OSError: from the file system.
+        """
+        return False
+
     def place(self, number: int) -> Path | None:
         """The directory that is all of a snapshot, and that may change places with another's; None if there is none."""
         return self.home(number)

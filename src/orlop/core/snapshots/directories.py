@@ -81,6 +81,25 @@ class Directories:
                     os.rmdir(path)
             raise
 
+    def lacks(self, number: int, *, work: bool) -> list[Path]:
+        """Which of the directories that `make` makes are not there."""
+        wanted = (self.files(number), *((self.work(number),) if work else ()))
+        return [Path(path) for path in wanted if not os.path.isdir(path)]
+
+    def complete(self, number: int, *, work: bool, owner: tuple[int, int] | None = None) -> None:
+        """Make those that are not there, as `make` does."""
+        for path in self.lacks(number, work=work):
+            if path.name == WORK:
+                path.mkdir(0o700)
+                continue
+            # In its place with its mode and owner, or not at all: a crash leaves `fs` missing.
+            scratch = path.with_name(f".{FILES}")
+            scratch.mkdir(0o755, exist_ok=True)
+            scratch.chmod(0o755)
+            if owner is not None:
+                os.chown(scratch, *owner, follow_symlinks=False)
+            scratch.rename(path)
+
     def is_fresh(self, number: int, owner: tuple[int, int] | None) -> bool:
         """Whether the files' directory is as `make` made it with that owner: empty, of that owner and mode."""
         path = self.files(number)

@@ -10,13 +10,15 @@ what was not synced may be incomplete; a clean stop leaves nothing unsynced.
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from orlop.base import failpoints
 from orlop.core.metadata import Database, Transaction
-from orlop.core.snapshots import Kind, Snapshot, layer_rows, rows
+from orlop.core.metadata.rows import decode_map
+from orlop.core.snapshots import Kind, Snapshot, inherited, layer_rows, rows
 from orlop.core.snapshots.store import Store
 
 log: Final = logging.getLogger(__name__)
@@ -194,14 +196,18 @@ def has_row(tx: Transaction, number: int) -> bool:
 
 
 def has_no_bytes(tx: Transaction, store: Store, number: int) -> bool:
-    """Whether there is a row and no directory. Removal renames and deletes in one transaction, so in here it is true.
+    """Whether there is a row and no directory, or no files in it. Removal renames and deletes in one transaction, so in
+    here it is true.
 
     False for a snapshotter that shows no directories.
     """
     home = store.snapshotter.home(number)
-    if home is None or os.path.isdir(home):
+    if home is None or not has_row(tx, number):
         return False
-    return has_row(tx, number)
+    row = tx.one("SELECT kind FROM snapshots WHERE number = ?", (number,))
+    kind = Kind.COMMITTED if row is None else Kind(row["kind"])
+    # An active one that lacks a part of it has what is in the others.
+    return not os.path.isdir(home) or (kind == Kind.COMMITTED and bool(store.snapshotter.lacks(number, kind)))
 
 
 def can_make_again(store: Store) -> bool:
@@ -216,13 +222,38 @@ def without_bytes(tx: Transaction, store: Store, number: int) -> bool | None:
     """
     if not has_no_bytes(tx, store, number):
         return None
-    row = tx.one("SELECT parent, kind FROM snapshots WHERE number = ?", (number,))
+    row = tx.one("SELECT parent, kind, labels FROM snapshots WHERE number = ?", (number,))
     if row is None:
         layer_rows.synced(tx, number, rows.LOST)
         return False
     if row["kind"] == Kind.COMMITTED or not can_make_again(store):
         tx.execute("UPDATE snapshots SET synced_at = ? WHERE number = ?", (rows.LOST, number))
         return False
-    parents = rows.chain(tx, row["parent"])
-    store.snapshotter.prepare(Snapshot(number=number, parents=parents, kind=Kind(row["kind"])))
+    store.snapshotter.prepare(_snapshot(tx, number, row))
     return True
+
+
+def lacks(tx: Transaction, store: Store, number: int) -> Sequence[Path]:
+    """Which directories of an active snapshot or a view are missing though it has others; none if it is no such."""
+    row = tx.one("SELECT kind FROM snapshots WHERE number = ?", (number,))
+    if row is None or row["kind"] == Kind.COMMITTED:
+        return ()
+    return store.snapshotter.lacks(number, Kind(row["kind"]))
+
+
+def complete(tx: Transaction, store: Store, number: int) -> bool:
+    """Make what an active snapshot or a view lacks; returns whether it is whole now.
+
+    Raises:
+        LostError: what is below may be incomplete.
+        OSError: from the file system.
+    """
+    row = tx.one("SELECT parent, kind, labels FROM snapshots WHERE number = ?", (number,))
+    assert row is not None
+    return store.snapshotter.complete(_snapshot(tx, number, row))
+
+
+def _snapshot(tx: Transaction, number: int, row: rows.Row) -> Snapshot:
+    """As its snapshotter was told of it."""
+    labels = inherited(decode_map(row["labels"]))
+    return Snapshot(number=number, parents=rows.chain(tx, row["parent"]), kind=Kind(row["kind"]), labels=labels)

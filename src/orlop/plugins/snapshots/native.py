@@ -58,6 +58,9 @@ class Native(Snapshotter):
     def home(self, number: int) -> Path:
         return self._directories.home(number)
 
+    def lacks(self, number: int, kind: Kind) -> Sequence[Path]:
+        return () if kind == Kind.VIEW else self._directories.lacks(number, work=False)
+
     def opened(self, number: int) -> contextlib.AbstractContextManager[str]:
         return contextlib.nullcontext(self._directories.files(number))
 

@@ -112,6 +112,14 @@ class Overlayfs(Snapshotter):
     def home(self, number: int) -> Path:
         return self._directories.home(number)
 
+    def lacks(self, number: int, kind: Kind) -> Sequence[Path]:
+        return self._directories.lacks(number, work=kind == Kind.ACTIVE)
+
+    def complete(self, snapshot: Snapshot) -> bool:
+        owner = self._mapped_root(snapshot) or self._owner_below(snapshot)
+        self._directories.complete(snapshot.number, work=snapshot.kind == Kind.ACTIVE, owner=owner)
+        return True
+
     def opened(self, number: int) -> contextlib.AbstractContextManager[str]:
         return contextlib.nullcontext(self._directories.files(number))
 
