@@ -5,6 +5,7 @@ found looks at all of it.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -504,6 +505,19 @@ def test_what_is_left_on_the_host_is_taken_away(stage: Stage) -> None:
     assert stage.fsck() == []
     assert [line.split()[2] for line in stage.ctr("tasks", "ls").splitlines()[1:]] == ["RUNNING"]
     stage.ctr("tasks", "delete", "--force", "runs")
+
+
+def test_a_supervisor_that_is_being_started_is_nobodys_orphan(stage: Stage) -> None:
+    """It holds the lock before it listens."""
+    path = stage.daemon.state / "s" / secrets.token_hex(16)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert stage.fsck(quick=True, repair=True) == []
+        assert path.exists()
+    assert [one.object for one in stage.fsck(quick=True, repair=True)] == [str(path)]
+    assert not path.exists()
 
 
 def test_a_task_that_the_daemon_has_lost_is_taken_over(own_stage: Stage) -> None:

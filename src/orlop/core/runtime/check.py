@@ -175,8 +175,12 @@ class RuntimeCheck:
             yield self._keeper(order, keeper)
         still = leftovers.dead_sockets(self._state)
         for socket, inode in sockets.items():
-            if still.get(socket) == inode and not self._is_served(order, socket):
-                yield _socket(order, socket)
+            if still.get(socket) != inode or self._is_served(order, socket):
+                continue
+            with _alone(socket) as alone:
+                found = _socket(order, socket) if alone and socket in leftovers.dead_sockets(self._state) else None
+            if found is not None:
+                yield found
 
     def _cgroups(self, order: Order) -> Mapping[str, Cgroup]:
         namespaces = [row["name"] for row in self._db.all("SELECT name FROM namespaces")]
@@ -231,33 +235,32 @@ class RuntimeCheck:
 
 
 def _socket(order: Order, path: Path) -> Finding:
-    gone = False
     if order.repair:
-        gone = _unlink_dead(path)
+        path.unlink()
     return Finding(
         kind="supervisor-orphan",
         object=str(path),
         wrong="its supervisor was killed and held nothing",
-        mends="removed" if gone else "--repair removes it, and so does the next supervisor",
-        mended=gone,
+        mends="removed" if order.repair else "--repair removes it, and so does the next supervisor",
+        mended=order.repair,
     )
 
 
-def _unlink_dead(path: Path) -> bool:
-    """Remove a socket that nobody listens on, while nobody can start a supervisor there."""
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Keep others from starting a supervisor at a socket; False if somebody does, or lives there."""
     import fcntl
 
-    with contextlib.ExitStack() as undo:
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        undo.callback(os.close, lock)
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        if path in leftovers.dead_sockets(path.parent.parent):
-            path.unlink()
-            return True
-    return False
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(lock)
 
 
 def _delete_state(one: State) -> bool:
