@@ -1,6 +1,7 @@
 """The bytes of an ingest for who reads along while they come."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -21,6 +22,7 @@ class Arrival:
         size: bytes that will come, as its writer has announced them.
         blob: the digest under which the namespace has it in the end; cancelled if nothing came of it, and if it became
             something else than was read here.
+        grown_at: when something came last, as `time.monotonic` has it.
     """
 
     fd: Final = None  # what the file ends with now is not the blob's end
@@ -29,6 +31,7 @@ class Arrival:
         self.namespace = namespace
         self.size = size
         self.blob: asyncio.Future[Digest] = asyncio.get_running_loop().create_future()
+        self.grown_at = time.monotonic()
         self._follow = follow
         self._reader: Reader | None = None
         self._here = 0
@@ -65,6 +68,7 @@ class Arrival:
     def grew(self, offset: int) -> None:
         """So many bytes are there."""
         self._here = offset
+        self.grown_at = time.monotonic()
         self._more.set()
 
     def end(self, blob: Digest | None) -> None:

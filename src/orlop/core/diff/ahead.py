@@ -110,6 +110,8 @@ class Ahead:
     Attributes:
         on_reached: told the namespace, the digest and `root` of each layer that is asked for.
         on_unused: told the namespace if what was adopted for it was not asked for.
+        is_expected: asked whether something has come for a namespace in so many seconds, after which what was adopted
+            will be asked for.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Ahead:
         self._tidying: set[asyncio.Task[None]] = set()
         self.on_reached: Callable[[str, str, Path], None] = lambda *_: None
         self.on_unused: Callable[[str], None] = lambda _: None
+        self.is_expected: Callable[[str, float], bool] = lambda *_: False
         self._stop_at = math.inf
         self._token = os.urandom(4).hex()
         self._number = 0
@@ -330,6 +333,9 @@ class Ahead:
 
     def _give_up(self, image: _Image) -> None:
         adopted = self._images.get((image.namespace, _ARRIVED, image.root)) is image
+        if adopted and self.is_expected(image.namespace, self._patience_s):
+            self._wait_for_call(image)
+            return
         if adopted and any(not spare.failed for spare in image.spares.values()):
             self.on_unused(image.namespace)
         self._forget(image)

@@ -12,8 +12,9 @@ Belongs to one event loop.
 
 import asyncio
 import os
+import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ MIN_SIZE: Final = 1 << 18
 """Bytes of a blob from which on it is worth a process."""
 ROOM: Final = 10
 """How many times a blob's size must be free on the disk, so that what is done in vain does not fill it."""
+WAITING: Final = 64
+"""Layers that may wait for others; each has a file open."""
 _KNOWN: Final = 4096
 
 Unpack = Callable[[Arrival, Path], Awaitable[Applied]]
@@ -63,6 +66,7 @@ class Arriving:
         self._coming: dict[_Layer, Spare] = {}
         self._running = 0
         ahead.on_reached = self._reached
+        ahead.is_expected = self._is_coming
         ahead.on_unused = lambda namespace: self._learn(namespace, None)
 
     def begin(self, arrival: Arrival) -> None:
@@ -73,20 +77,36 @@ class Arriving:
         if arrival.namespace not in self._habits:
             self._learn(arrival.namespace, self._last(arrival.namespace))
         root = self._habits[arrival.namespace]
-        if root is not None:
-            self._waiting.append(_Layer(arrival, root))
-            self._go()
+        if root is None or len(self._waiting) == WAITING or not arrival.open():
+            return
+        layer = _Layer(arrival, root)
+        self._waiting.append(layer)
+        arrival.blob.add_done_callback(partial(self._came, layer))
+        self._go()
 
     def close(self) -> None:
         """Stop; what was begun is removed by `Ahead.close`, which is to come after this."""
         self._atonce = 0
-        self._waiting.clear()
+        self._let_go(list(self._waiting))
         while self._coming:
             self._ahead.discard(self._coming.popitem()[1])
 
     def _reached(self, namespace: str, digest: str, root: Path) -> None:
         self._learn(namespace, root)
-        self._waiting = deque(layer for layer in self._waiting if _digest(layer) != digest)
+        self._let_go([layer for layer in self._waiting if _digest(layer) == digest])
+
+    def _is_coming(self, namespace: str, within_s: float) -> bool:
+        """Whether something has come for a namespace in so many seconds, of which the rest is awaited."""
+        since = time.monotonic() - within_s
+        return any(
+            layer.arrival.namespace == namespace and layer.arrival.grown_at > since
+            for layer in (*self._coming, *self._waiting)
+        )
+
+    def _let_go(self, layers: Iterable[_Layer]) -> None:
+        for layer in layers:
+            self._waiting.remove(layer)
+            layer.arrival.close()
 
     def _learn(self, namespace: str, root: Path | None) -> None:
         self._habits[namespace] = root
@@ -100,13 +120,16 @@ class Arriving:
             layer = self._waiting.popleft()
             digest = _digest(layer)
             if layer.arrival.blob.cancelled() or (digest is not None and self._ahead.has(digest, layer.root)):
+                layer.arrival.close()
                 continue
             directory = self._ahead.directory(layer.root)
-            spare = Spare(directory, asyncio.create_task(self._run(layer, directory)))
+            spare = Spare(directory, asyncio.create_task(self._run(layer.arrival, directory)))
             self._running += 1
             spare.task.add_done_callback(self._ran)
-            self._coming[layer] = spare
-            layer.arrival.blob.add_done_callback(partial(self._came, layer))
+            if digest is None:
+                self._coming[layer] = spare
+            else:
+                self._ahead.adopt(layer.arrival.namespace, digest, layer.root, spare)
 
     def _ran(self, _task: "asyncio.Task[Applied]") -> None:
         self._running -= 1
@@ -116,16 +139,14 @@ class Arriving:
         """All of it is there, or nothing more will come."""
         spare = self._coming.pop(layer, None)
         if spare is None:
-            return  # the daemon stops
-        if blob.cancelled() or spare.failed:
+            if blob.cancelled() and layer in self._waiting:
+                self._let_go([layer])
+        elif blob.cancelled() or spare.failed:
             self._ahead.discard(spare)
         else:
             self._ahead.adopt(layer.arrival.namespace, blob.result(), layer.root, spare)
 
-    async def _run(self, layer: _Layer, directory: Path) -> Applied:
-        arrival = layer.arrival
-        if not arrival.open():
-            raise FailedPreconditionError("unpack while it arrives: its bytes are elsewhere")
+    async def _run(self, arrival: Arrival, directory: Path) -> Applied:
         try:
             if not is_layer(await arrival.read_at(0, HEAD)):
                 raise FailedPreconditionError("unpack while it arrives: it is no layer")
