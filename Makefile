@@ -70,8 +70,8 @@ fuzz: setup ## bad input for FUZZ_SECONDS (300), then until FUZZ_INPUTS (a milli
 soak: setup ## load a daemon for MINUTES (20) and look for what leaks; latencies are printed
 	@$(BIN)/python -m tools.soak --minutes $(MINUTES) $(SOAK_ARGS)
 
-crash: setup $(if $(ONLY)$(POINTS),,power) ## kill a daemon at each fail point of each operation, and look (ONLY=…, POINTS=… pick by pattern); without them also power
-	@$(BIN)/python -m tools.crash $(if $(ONLY),--only "$(ONLY)") $(if $(POINTS),--points "$(POINTS)")
+crash: setup $(if $(ONLY)$(POINTS)$(ACTIONS),,power) ## kill a daemon at each fail point of each operation, and have each fail, and look (ONLY=…, POINTS=… pick by pattern, ACTIONS=kill or error); without them also power
+	@$(BIN)/python -m tools.crash $(if $(ONLY),--only "$(ONLY)") $(if $(POINTS),--points "$(POINTS)") $(if $(ACTIONS),--actions "$(ACTIONS)")
 
 power: setup ## let the power go at each write and flush of a daemon's life, and look at what is left; places x outcomes
 	@$(BIN)/python -m tools.power $(POWER_ARGS)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from orlop.base import failpoints
 from orlop.oci.digest import Digest
-from tools.crash.matrix import Outcome, course, crash, crashes
+from tools.crash.matrix import NOBODY, Outcome, course, crash, crashes, errors
 from tools.crash.operations import ROOT, Operation
 from tools.crash.picture import settled
 from tools.crash.plan import EVERY
@@ -26,6 +27,14 @@ PLAYED = (
     "remove snapshots (overlayfs)",
     "create image",
     "deactivate mounts",
+)
+FAILING = (
+    "write content",
+    "collection",
+    "prepare, commit, view (overlayfs)",
+    "create image",
+    "activate mounts",
+    "create task",
 )
 
 
@@ -44,6 +53,50 @@ def test_every_point(stage: Stage, name: str) -> None:
         for point, victim, turn in crashes(operation, run.passed, set(run.passed), every=False)
     ]
     assert {row.point for row in rows} == set(run.passed)
+    assert not [(row.point, row.turn, row.problems) for row in rows if row.outcome is Outcome.FAILED]
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_every_point_fails(stage: Stage, name: str) -> None:
+    """An I/O error is told, nothing is half done, and the same daemon goes on."""
+    operation = BY_NAME[name]
+    run = course(stage, operation)
+    rows = [
+        crash(stage, operation, run, point, victim, turn)
+        for point, victim, turn in errors(run.passed, set(run.passed), every=False)
+    ]
+    assert {row.point for row in rows} == run.passed.keys() - failpoints.SOUND.keys()
+    assert {row.outcome for row in rows} <= {Outcome.REFUSED, Outcome.ENDURED}, [
+        (row.point, row.turn, row.outcome, row.problems) for row in rows
+    ]
+
+
+def test_a_blob_that_was_refused_and_not_given_back_can_be_deleted(stage: Stage) -> None:
+    """The digest counted as being committed for ever, so that a deletion left the file; and the caller was not told
+    why there was no commit."""
+    operation = BY_NAME["refused commit"]
+    row = crash(stage, operation, course(stage, operation), "content.commit.taken-back", NOBODY, 1)
+    assert (row.outcome, row.problems) == (Outcome.ENDURED, [])
+
+
+def test_a_start_that_cannot_write_says_so_and_the_next_one_can(stage: Stage) -> None:
+    operation = BY_NAME["new database"]
+    run = course(stage, operation)
+    turns = list(errors(run.passed, {"metadata.batch.applied"}))
+    rows = [crash(stage, operation, run, point, victim, turn) for point, victim, turn in turns]
+    assert not [row.problems for row in rows if row.outcome is Outcome.FAILED]
+
+
+@pytest.mark.parametrize("name", ["write content elsewhere", "delete content elsewhere", "read content elsewhere"])
+def test_every_point_of_blobs_that_lie_elsewhere(short_directory: Path, busybox_image: Image, name: str) -> None:
+    operation = BY_NAME[name]
+    with Stage(short_directory / "elsewhere", busybox_image, elsewhere=True) as stage:
+        run = course(stage, operation)
+        assert [point for point in run.passed if point.startswith("content.remote.")]
+        rows = [
+            crash(stage, operation, run, point, victim, turn)
+            for point, victim, turn in crashes(operation, run.passed, set(run.passed), every=False)
+        ]
     assert not [(row.point, row.turn, row.problems) for row in rows if row.outcome is Outcome.FAILED]
 
 
@@ -104,6 +157,23 @@ def test_a_trial_of_a_runtime_that_was_cut_off_leaves_nothing(stage: Stage) -> N
     row = crash(stage, operation, run, "shim.choice.tried", "supervisor", 1)
     assert row.outcome is not Outcome.MISSED
     assert not row.problems
+
+
+def test_a_supervisor_that_could_not_be_started_leaves_nothing(stage: Stage) -> None:
+    """Its socket was left, with nobody behind it."""
+    operation = BY_NAME["first task"]
+    stage.afresh()
+    row = crash(stage, operation, course(stage, operation), "shim.launch.spawning", NOBODY, 1)
+    assert (row.outcome, row.problems) == (Outcome.REFUSED, [])
+
+
+def test_a_removal_that_failed_is_tried_again(stage: Stage) -> None:
+    """The container's cgroup stayed until the next of that name, or the namespace's next supervisor."""
+    operation = BY_NAME["run to the end"]
+    run = course(stage, operation)
+    last = run.passed["shim.process.spawning"]  # is the removal after the deletion was answered
+    row = crash(stage, operation, run, "shim.process.spawning", NOBODY, last)
+    assert (row.outcome, row.problems) == (Outcome.ENDURED, [])
 
 
 def test_every_store_is_played() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orlop.base import failpoints
 from tools import host, images
-from tools.crash.matrix import Outcome, Row, course, crash, crashes
+from tools.crash.matrix import Outcome, Row, course, crash, crashes, errors
 from tools.crash.operations import Operation
 from tools.crash.plan import EVERY
 from tools.crash.stage import Stage
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="make crash", description=__doc__)
     parser.add_argument("--only", default="*", help="operations by pattern, separated by commas")
     parser.add_argument("--points", default="*", help="points by pattern, separated by commas")
+    parser.add_argument("--actions", default="kill,error", help="what is done at a point: kill, error, or both")
     options = parser.parse_args(arguments)
     reason = host.forbids_root_tests()
     if reason:
@@ -33,24 +34,33 @@ def main(arguments: Sequence[str]) -> int:
     began = time.monotonic()
     points = {point for point in failpoints.POINTS if _matches(point, options.points)}
     chosen = [one for one in EVERY if _matches(one.name, options.only)]
-    rows = []
-    with Stage(Path(tempfile.mkdtemp(prefix="orlop.crash.")), images.image("busybox")) as stage:
-        for row in play(stage, chosen, points):
-            rows.append(row)
+    rows: list[Row] = []
+    for elsewhere in sorted({one.elsewhere for one in chosen}):
+        directory = Path(tempfile.mkdtemp(prefix="orlop.crash."))
+        with Stage(directory, images.image("busybox"), elsewhere=elsewhere) as stage:
+            there = [one for one in chosen if one.elsewhere == elsewhere]
+            rows += play(stage, there, points, options.actions.split(","))
     print(summary(rows))
-    print(f"{len(rows)} crashes in {time.monotonic() - began:.0f} s")
+    print(f"{len(rows)} crashes and errors in {time.monotonic() - began:.0f} s")
     missing = failpoints.POINTS.keys() - {row.point for row in rows} if chosen == [*EVERY] else set()
     if missing:
         print(f"no operation passes {', '.join(sorted(missing & points))}")
     return 1 if missing & points or any(row.problems for row in rows) else 0
 
 
-def play(stage: Stage, chosen: Sequence[Operation], points: Collection[str]) -> Iterator[Row]:
-    """Every crash that was asked for, told as it is played."""
+def play(
+    stage: Stage, chosen: Sequence[Operation], points: Collection[str], actions: Collection[str] = ("kill", "error")
+) -> Iterator[Row]:
+    """Every crash and error that was asked for, told as it is played."""
     for operation in chosen:
         run = course(stage, operation)
         print(f"\n{operation.name}")
-        for point, victim, turn in crashes(operation, run.passed, points):
+        turns: list[tuple[str, str, int]] = []
+        if "kill" in actions:
+            turns += crashes(operation, run.passed, points)
+        if "error" in actions:
+            turns += errors(run.passed, points)
+        for point, victim, turn in turns:
             row = crash(stage, operation, run, point, victim, turn)
             print(f"  {row.point:32} {row.victim:10} {row.turn:4} of {row.turns:<4} {row.outcome}", flush=True)
             for problem in row.problems:

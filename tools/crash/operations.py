@@ -49,6 +49,7 @@ class Operation:
         helpers: pattern of points at which, in further crashes, what the daemon has started is killed in its stead.
         tasks: a supervisor takes part, and is killed too, with the daemon and alone.
         apart: the next operation needs a daemon on another file system.
+        elsewhere: the blobs lie in another daemon's content store.
         store: which one it is for.
     """
 
@@ -60,6 +61,7 @@ class Operation:
     helpers: str = ""
     tasks: bool = False
     apart: bool = False
+    elsewhere: bool = False
 
 
 # -- content ----------------------------------------------------------------------------------------------------------
@@ -143,6 +145,11 @@ def _refused(stage: Stage) -> None:
         client.namespaces.label(NAMESPACE, {QUOTA: ""})
         client.content.write("blob", BLOB, labels=ROOT)
     stage.promise("a blob", _has_blob)
+
+
+def _read(stage: Stage) -> None:
+    with stage.client() as client:
+        _has_blob(client)
 
 
 def _delete_content(stage: Stage) -> None:
@@ -373,6 +380,14 @@ OPERATIONS: Final = (
         perform=_delete_on_full_disk,
         apart=True,
     ),
+    Operation(name="write content elsewhere", store="remote", prepare=lease, perform=_write, elsewhere=True),
+    Operation(name="share content elsewhere", store="remote", prepare=_written, perform=_share, elsewhere=True),
+    Operation(name="read content elsewhere", store="remote", prepare=_write_root, perform=_read, elsewhere=True),
+    Operation(
+        name="delete content elsewhere", store="remote", prepare=_write_root, perform=_delete_content, elsewhere=True
+    ),
+    Operation(name="import elsewhere", store="remote", perform=import_image, elsewhere=True),
+    Operation(name="collection elsewhere", store="remote", prepare=_garbage, perform=_collection, elsewhere=True),
     Operation(name="import", store="images", perform=import_image),
     Operation(name="create image", store="images", perform=_create_image),
     Operation(name="delete image", store="images", prepare=import_image, perform=_delete_image),

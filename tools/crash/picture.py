@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from orlop.base.labels import UNCOMPRESSED
+from orlop.core.diff.ahead import PREFIX
+from orlop.core.snapshots.rebuilding import REPLACED
 from orlop.core.snapshots.rows import bytes_of
 from orlop.plugins.snapshots.erofs import IMAGE
 from tools import residue
@@ -66,14 +68,15 @@ def differences(one: Picture, other: Picture) -> list[str]:
     ]
 
 
-def settled(stage: Stage, *, empty: bool = False, timeout_s: float = SETTLE_S) -> list[str]:
+def settled(stage: Stage, *, empty: bool = False, ahead: bool = False, timeout_s: float = SETTLE_S) -> list[str]:
     """What is wrong with rows and files, waiting for what a sweep is about to take away.
 
     Args:
         empty: all was deleted, so that nothing may be there at all.
+        ahead: what was unpacked ahead may be there, as it is kept a while for a client that comes again.
     """
     deadline = time.monotonic() + timeout_s
-    while found := list(_problems(stage, empty=empty)):
+    while found := [one for one in _problems(stage, empty=empty) if not (ahead and PREFIX in one)]:
         if time.monotonic() > deadline:
             return found
         time.sleep(0.05)
@@ -92,15 +95,11 @@ def _problems(stage: Stage, *, empty: bool) -> Iterator[str]:
         mounts = {str(row["number"]) for row in db.execute("SELECT number FROM mounts")}
     yield from (f"a row of the trash: {path}" for path in trash)
     yield from (f"in the trash: {name}" for name in _names(root / "trash"))
-    files = {
-        f"{algorithm}:{name}"
-        for algorithm in _names(root / "content/blobs")
-        for name in _names(root / f"content/blobs/{algorithm}")
-    }
+    files = _blobs(stage)
     yield from (f"a row without bytes: {digest}" for digest in blobs - files)
     yield from (f"bytes without a row: {digest}" for digest in files - blobs)
-    yield from (f"not the bytes of its digest: {digest}" for digest in files & blobs if not _verified(root, digest))
-    yield from (f"an ingest without a row: {key}" for key in set(_names(root / "content/ingest")) - ingests)
+    yield from (f"not the bytes of its digest: {digest}" for digest in files & blobs if not _is_whole(stage, digest))
+    yield from (f"an ingest without a row: {key}" for key in _ingests(stage) - ingests)
     directories = {
         (snapshotter, name)
         for snapshotter in _names(root / "snapshots")
@@ -153,7 +152,8 @@ def tree(directory: Path) -> str:
     if not directory.is_dir():
         return "none"
     for parent, folders, files in os.walk(directory):
-        folders.sort()
+        # What was unpacked again while it was in use keeps beside it what it was.
+        folders[:] = sorted(name for name in folders if not name.startswith(REPLACED))
         for name in sorted([*folders, *files]):
             path = Path(parent) / name
             found = path.lstat()
@@ -179,10 +179,23 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _verified(root: Path, digest: str) -> bool:
+def _blobs(stage: Stage) -> set[str]:
+    if stage.elsewhere is not None:
+        return stage.elsewhere.blobs()
+    blobs = stage.daemon.root / "content/blobs"
+    return {f"{algorithm}:{name}" for algorithm in _names(blobs) for name in _names(blobs / algorithm)}
+
+
+def _ingests(stage: Stage) -> set[str]:
+    return set(_names(stage.daemon.root / "content/ingest")) if stage.elsewhere is None else stage.elsewhere.ingests()
+
+
+def _is_whole(stage: Stage, digest: str) -> bool:
+    if stage.elsewhere is not None:
+        return stage.elsewhere.is_whole(digest)
     algorithm, _, name = digest.partition(":")
     try:
-        with open(root / "content/blobs" / algorithm / name, "rb") as file:
+        with open(stage.daemon.root / "content/blobs" / algorithm / name, "rb") as file:
             return hashlib.file_digest(file, algorithm).hexdigest() == name
     except FileNotFoundError:
         return True  # deleted meanwhile; told as a row without bytes if it was not

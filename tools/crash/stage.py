@@ -16,6 +16,7 @@ import orlop
 from orlop.base import failpoints
 from orlop.base.errdefs import AlreadyExistsError, ResourceExhaustedError
 from tools import residue
+from tools.crash.elsewhere import Elsewhere
 from tools.daemons import Orlopd, Registry
 from tools.images import Image
 
@@ -34,6 +35,8 @@ mutation_threshold = 0
 """After the collection at each start there is one when a call asks for it: how often points are passed is the same in
 each run."""
 
+OFF: Final = 'disabled_plugins = ["io.containerd.content.v1.content"]\n'
+
 Check = Callable[[orlop.Client], object]
 
 
@@ -44,19 +47,23 @@ class StageError(Exception):
 class Stage:
     """One daemon in a directory with a short path; a context manager.
 
+    Args:
+        elsewhere: its blobs lie in another daemon's content store.
+
     Attributes:
         promises: what answers have promised, by a word for it; what is promised again, or withdrawn, no longer counts.
     """
 
-    def __init__(self, directory: Path, image: Image, *, config: str = "") -> None:
+    def __init__(self, directory: Path, image: Image, *, elsewhere: bool = False) -> None:
         self.directory = directory
         self.image = image
         self.points = directory / "points"
         self.promises: dict[str, Check] = {}
         self._stack = contextlib.ExitStack()
+        self.elsewhere = Elsewhere(directory / "e") if elsewhere else None
         self.daemon = Orlopd(
             directory / "d",
-            config=f"{CONFIG}{config}",
+            config=CONFIG if self.elsewhere is None else f"{OFF}{CONFIG}{self.elsewhere.config}",
             env={failpoints.VARIABLE: str(self.points), "ORLOP_SHIM_LINGER": "1"},
         )
 
@@ -68,13 +75,15 @@ class Stage:
 
     def __enter__(self) -> Stage:
         self.points.mkdir(parents=True, mode=0o700)
+        if self.elsewhere is not None:
+            self._stack.enter_context(self.elsewhere)
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.disarm()
-        self._stack.close()
         self.daemon.close()
+        self._stack.close()
         self.daemon.forget_cgroup(NAMESPACE)
         residue.remove(residue.find(self.directory))
         shutil.rmtree(self.directory)
@@ -115,6 +124,8 @@ class Stage:
         residue.remove(residue.find(self.daemon.directory))
         for directory in (self.daemon.root, self.daemon.state):
             shutil.rmtree(directory, ignore_errors=True)
+        if self.elsewhere is not None:
+            self.elsewhere.afresh()
         self.promises.clear()
         self.start()
 
@@ -136,9 +147,16 @@ class Stage:
     def arm(self, point: str, turn: int = 1, *victims: str) -> None:
         """Have the passage number `turn` of a point from now on end the victims, as `failpoints` has them; by default
         the process that passes it."""
+        self._arm(point, "kill", str(turn), *victims)
+
+    def arm_error(self, point: str, turn: int = 1) -> None:
+        """Have that passage fail with EIO."""
+        self._arm(point, "error", str(turn))
+
+    def _arm(self, *words: str) -> None:
         self.disarm()
         armed = self.points / "armed.new"
-        armed.write_text(" ".join([point, "kill", str(turn), *victims]))
+        armed.write_text(" ".join(words))
         armed.rename(self.points / "armed")
 
     def disarm(self) -> None:

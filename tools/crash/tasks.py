@@ -68,8 +68,12 @@ def _created(stage: Stage) -> None:
 def _start(stage: Stage) -> None:
     stage.withdraw("task")
     with stage.client() as client:
-        with contextlib.suppress(UnknownError):  # it runs
-            client.task("c").start()
+        task = client.task("c")
+        try:
+            task.start()
+        except UnknownError:
+            if task.status() != "RUNNING":
+                raise
     stage.promise("task", lambda client: _status(client, "c", "RUNNING"))
 
 
@@ -169,8 +173,16 @@ def _create_sandbox(stage: Stage) -> None:
 
 def _start_sandbox(stage: Stage) -> None:
     with stage.client() as client:
-        with contextlib.suppress(FailedPreconditionError):  # it was started before
-            client.sandboxes.get("s").start()
+        sandbox = client.sandboxes.get("s")
+        try:
+            sandbox.start()
+        except FailedPreconditionError:
+            pass  # it was started before
+        except UnknownError as error:
+            if "unable to find sandbox" not in str(error):
+                raise
+            sandbox.delete()  # as a start has failed, there is a record of it and nothing else
+            client.sandboxes.create("s").start()
     stage.promise("started", _is_ready)
 
 

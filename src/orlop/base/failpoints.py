@@ -11,7 +11,8 @@ ACTION is done when NAME is passed for the TIMES-th time (1 by default), by what
 
 - `kill`: SIGKILL to each PID, and when all are dead, go on. `self`, the default, is the process that is here, `below`
   all that it and they have started.
-- `error`: OSError(EIO), as from a failing disk.
+- `error`: OSError(EIO), as from a failing disk: the call that the place stands behind says that it has failed, having
+  done its work or not, or the next one does. `SOUND` has the places where neither can be.
 - `hold`: wait until `armed` is gone or names another point.
 
 What was done is appended to `done`. Names are in `POINTS`; a name that is not there is refused while tests look.
@@ -37,6 +38,13 @@ POINTS: Final[dict[str, str]] = {
     "content.commit.synced": "the directory in which the blob is",
     "content.commit.taken-back": "the blob, back to its ingest, after a transaction that was refused",
     "content.commit.recorded": "the commit's transaction is durable; the ingest's directory is there",
+    "content.remote.opened": "an ingest in another content store",
+    "content.remote.written": "a part of its data",
+    "content.remote.truncated": "its data, to nothing",
+    "content.remote.committed": "the blob, there; no row",
+    "content.remote.read": "a blob there is open",
+    "content.remote.removed": "a blob, there; its row has gone before",
+    "content.remote.aborted": "an ingest, there; its row has gone before",
     "metadata.migration.applied": "a migration's statements; not committed",
     "metadata.migration.committed": "one migration",
     "metadata.batch.applied": "a batch of writes; not committed",
@@ -57,6 +65,7 @@ POINTS: Final[dict[str, str]] = {
     "unpack.ahead.made": "the directory of a layer that is unpacked ahead of its turn",
     "unpack.ahead.moved": "a file of it, to its snapshot",
     "unpack.ahead.removed": "the directory of it",
+    "unpack.worker.spawning": "before the process that jobs are forked from is spawned",
     "unpack.worker.spawned": "the process that jobs are forked from",
     "unpack.job.sent": "a job, to it",
     "unpack.job.told": "a job has said how far it is",
@@ -71,10 +80,12 @@ POINTS: Final[dict[str, str]] = {
     "task.bundle.noted": "how the shim is reached, or something else that the next daemon reads",
     "task.bundle.hidden": "a bundle or work directory, out of sight, to be removed",
     "task.bundle.removed": "one that was hidden",
+    "task.shim.spawning": "before a shim's program is spawned",
     "task.shim.spawned": "a shim's program, told to start a shim or to clean up after one",
     "task.shim.answered": "a shim's program has ended well",
     "task.shim.called": "a shim has answered a call; its caller has not been",
     "shim.launch.bound": "the socket of a supervisor that is to be started",
+    "shim.launch.spawning": "before a supervisor is spawned",
     "shim.launch.spawned": "a supervisor",
     "shim.launch.noted": "its address, in the bundle",
     "shim.choice.tried": "an OCI runtime, with a container that may be there now",
@@ -82,6 +93,7 @@ POINTS: Final[dict[str, str]] = {
     "shim.record.written": "the record of a process, beside the one before",
     "shim.record.renamed": "the record of a process, in place",
     "shim.record.removed": "the record of a process",
+    "shim.process.spawning": "before an OCI runtime or a keeper is spawned",
     "shim.process.spawned": "an OCI runtime or a keeper",
     "shim.rootfs.mounted": "a container's root file system",
     "shim.rootfs.unmounted": "a container's root file system",
@@ -102,6 +114,42 @@ POINTS: Final[dict[str, str]] = {
     "trash.empty.unlinked": "an entry of the trash; its row is there",
 }
 """Name -> what has just happened when it is passed. A test holds it against the places in the code."""
+
+FAILING: Final = frozenset(
+    {"unpack.worker.spawning", "task.shim.spawning", "shim.launch.spawning", "shim.process.spawning"}
+)
+"""Where only an error tells something: who is killed there is killed at the point before."""
+
+_OTHER_STORE: Final = "a socket: that the other store refuses, hangs or dies is in tests/interop/test_proxy_content.py"
+
+SOUND: Final[dict[str, str]] = {
+    "content.ingest.removed": "whatever stays of the directory is left for the next sweep",
+    "content.commit.recorded": "the blob is there and recorded, and no file is written before the directory goes",
+    "content.remote.opened": _OTHER_STORE,
+    "content.remote.written": _OTHER_STORE,
+    "content.remote.truncated": _OTHER_STORE,
+    "content.remote.committed": _OTHER_STORE,
+    "content.remote.read": _OTHER_STORE,
+    "content.remote.removed": _OTHER_STORE,
+    "content.remote.aborted": _OTHER_STORE,
+    "metadata.batch.committed": "SQLite has said that it is durable",
+    "snapshots.layer.recorded": "its transaction is durable, and nothing follows on the disk",
+    "unpack.job.sent": "a socket: that the job dies is played by killing it",
+    "unpack.job.told": "a socket: that the job dies is played by killing it",
+    "unpack.job.done": "a socket: that the job dies is played by killing it",
+    "unpack.worker.spawned": "a process; that there is none is played by unpack.worker.spawning",
+    "task.shim.spawned": "a process; that there is none is played by task.shim.spawning",
+    "task.shim.answered": "the answer is in memory",
+    "task.shim.called": "a socket: that the supervisor dies is played by killing it",
+    "shim.process.spawned": "a process; that there is none is played by shim.process.spawning",
+    "shim.start.started": "only its record is written then, which is played by shim.record.written",
+    "shim.kill.signalled": "a signal, and no file",
+    "shim.record.renamed": "nothing follows; that the renaming fails is played by shim.record.written",
+    "shim.sandbox.renamed": "nothing follows; that the renaming fails is played by shim.sandbox.written",
+    "shim.delete.removed": "only its tombstone is unlinked then; that it fails is played by shim.process.spawning",
+    "shim.delete.forgotten": "what cannot be unlinked is left for the namespace's next supervisor",
+}
+"""Name -> why an I/O error is no possible outcome there."""
 
 _HOLD_S: Final = 0.005
 

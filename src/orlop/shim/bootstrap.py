@@ -173,24 +173,14 @@ def _launch(place: Place, arguments: Arguments, bundle: str, lock: int, startup:
     os.fchmod(listener.fileno(), 0o600)
     listener.bind(place.socket)
     listener.listen(_BACKLOG)
-    failpoints.reach("shim.launch.bound")
-    log = _open_log(place.log)
-    argv = [sys.executable, *_interpreter_options(), "-m", "orlop.cmd.shim", "-namespace", place.namespace]
-    argv += ["-address", place.address, "-id", arguments.id, "-bundle", bundle]
-    if place.cgroup:
-        argv += ["-shim-cgroup", place.cgroup]
-    if arguments.debug:
-        argv.append("-debug")
-    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    pid = os.posix_spawn(
-        sys.executable,
-        argv,
-        {**os.environ, "ORLOP_STATE": place.state},
-        file_actions=_file_actions(null, log, listener.fileno(), lock),
-        setsid=True,
-        setsigmask=(),
-        setsigdef=[signum for signum in range(1, 65) if signum not in _NOT_TO_BE_SET],
-    )
+    try:
+        failpoints.reach("shim.launch.bound")
+        log = _open_log(place.log)
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        pid = _spawn(place, arguments, bundle, _file_actions(null, log, listener.fileno(), lock))
+    except OSError:
+        os.unlink(place.socket)  # there is nobody behind it
+        raise
     failpoints.reach("shim.launch.spawned")
     _adjust(pid)
     if place.cgroup:
@@ -198,6 +188,25 @@ def _launch(place: Place, arguments: Arguments, bundle: str, lock: int, startup:
     for fd in (null, log):
         os.close(fd)
     listener.close()
+
+
+def _spawn(place: Place, arguments: Arguments, bundle: str, file_actions: list[tuple[int, ...]]) -> int:
+    argv = [sys.executable, *_interpreter_options(), "-m", "orlop.cmd.shim", "-namespace", place.namespace]
+    argv += ["-address", place.address, "-id", arguments.id, "-bundle", bundle]
+    if place.cgroup:
+        argv += ["-shim-cgroup", place.cgroup]
+    if arguments.debug:
+        argv.append("-debug")
+    failpoints.reach("shim.launch.spawning")
+    return os.posix_spawn(
+        sys.executable,
+        argv,
+        {**os.environ, "ORLOP_STATE": place.state},
+        file_actions=file_actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=[signum for signum in range(1, 65) if signum not in _NOT_TO_BE_SET],
+    )
 
 
 # SIGKILL and SIGSTOP cannot be set; 32 and 33 belong to the C library (see `_serve`).

@@ -57,6 +57,7 @@ def spawn(
     Raises:
         OSError: the program cannot be executed; nothing is left running.
     """
+    failpoints.reach("shim.process.spawning")
     child = subprocess.Popen(
         argv,
         env=env,

@@ -20,7 +20,7 @@ from orlop.api.events import task_pb2 as events_pb2
 from orlop.api.runtime.task.v2 import shim_pb2 as v2_pb2
 from orlop.api.runtime.task.v3 import shim_pb2 as v3_pb2
 from orlop.base import errdefs, failpoints, rpc
-from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError
+from orlop.base.errdefs import AlreadyExistsError, DeadlineExceededError, NotFoundError, OrlopError
 from orlop.core.mount import disk
 from orlop.linux import prctl
 from orlop.shim import adoption, events, records, spawn
@@ -51,6 +51,8 @@ _RETIRE_S: Final = 10.0
 _RETIRE_CHECK_S: Final = 0.02
 # Between the answer to a deletion and the runtime's own removal: starting a process holds up what is to be written.
 _ANSWER_FIRST_S: Final = 0.002
+# Between tries of that removal; afterwards it is for the next task of that name, or the next supervisor.
+_REMOVAL_PAUSES_S: Final = (0.1, 0.5, 2.0)
 # After the start, so that the first container does not wait for what it does not use.
 _REST_S: Final = 0.5
 
@@ -216,21 +218,27 @@ class Supervisor:
     async def _remove_soon(self, record: Record, runtime: Runtime) -> None:
         if self._answers_first:
             await asyncio.sleep(_ANSWER_FIRST_S)
+        for pause_s in _REMOVAL_PAUSES_S:
+            if await self._remove_from_runtime(record, runtime):
+                return
+            await asyncio.sleep(pause_s)
         await self._remove_from_runtime(record, runtime)
 
-    async def _remove_from_runtime(self, record: Record, runtime: Runtime) -> None:
+    async def _remove_from_runtime(self, record: Record, runtime: Runtime) -> bool:
+        """Whether it is removed, or not to be tried again soon."""
         log = f".{record.container}.json"  # beside the tombstone, for the bundle may be gone by now
         try:
             with self._shop.recent.at((record.container, ""))(f"{runtime.name} delete"):
                 await runtime.delete(record.container, bundle=self._place.gone, force=True, log=log)
-        except OrlopError as error:
+        except (OrlopError, OSError) as error:
             _log.error("removal of %s: %s", record.container, error)
-            return
+            return isinstance(error, DeadlineExceededError)
         failpoints.reach("shim.delete.removed")
         for name in (record.container, log):
             with contextlib.suppress(OSError):
                 os.unlink(f"{self._place.gone}/{name}")
         failpoints.reach("shim.delete.forgotten")
+        return True
 
     async def _removed(self, container: str) -> None:
         """Wait until nothing is left of an earlier container of that id; what could not be removed is tried again."""

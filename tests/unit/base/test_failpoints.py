@@ -46,6 +46,8 @@ def test_the_table_is_what_the_code_says():
         for name in re.findall(r"failpoints\.reach\(\s*\"([^\"]+)\"", path.read_text())
     ]
     assert sorted(said) == sorted(failpoints.POINTS)
+    assert failpoints.SOUND.keys() <= failpoints.POINTS.keys()
+    assert failpoints.FAILING.issubset(failpoints.POINTS.keys() - failpoints.SOUND.keys())
     assert all(re.fullmatch(r"[a-z0-9]+(\.[a-z0-9-]+)+", name) for name in said)
 
 

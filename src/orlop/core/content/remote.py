@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Self
 
+from orlop.base import failpoints
 from orlop.base.errdefs import (
     AlreadyExistsError,
     DataLossError,
@@ -275,6 +276,7 @@ class RemoteBlobs:
         if not self._has_row("ingests", "key", key):
             with contextlib.suppress(NotFoundError):
                 await self.store.abort(self.namespace, key)
+                failpoints.reach("content.remote.aborted")
         self._aborted.discard(key)
 
     async def _remove(self, digest: str) -> None:
@@ -294,6 +296,7 @@ class RemoteBlobs:
         removal = self._removing.setdefault(digest, asyncio.Event())
         with contextlib.suppress(NotFoundError):
             await self.store.delete(self.namespace, digest)
+            failpoints.reach("content.remote.removed")
         self._removing.pop(digest, None)
         removal.set()
 
@@ -370,6 +373,7 @@ class _RemoteReader:
 
     async def _open(self) -> Reader:
         reader = await self._blobs.store.reader(self._blobs.namespace, self._digest)
+        failpoints.reach("content.remote.read")
         if reader.size != self.size:
             reader.close()
             raise DataLossError(f"{reader.size} bytes are there instead of {self.size}")
@@ -410,6 +414,7 @@ class RemoteIngest:
 
     async def open(self, *, fresh: bool) -> None:
         self._writer = await self._blobs.store.writer(self._blobs.namespace, self._key, total=self._total)
+        failpoints.reach("content.remote.opened")
         self.written_at = self._writer.status().updated_at
         if fresh and self.offset:
             await self._writer.truncate()
@@ -425,9 +430,11 @@ class RemoteIngest:
 
     async def write(self, data: bytes) -> None:
         await self._open_writer().write(data)
+        failpoints.reach("content.remote.written")
 
     async def truncate(self) -> None:
         await self._open_writer().truncate()
+        failpoints.reach("content.remote.truncated")
 
     async def place(self, expected: str) -> Digest:
         writer, digest = self._open_writer(), self.digest()
@@ -453,6 +460,7 @@ class RemoteIngest:
         else:
             if info.digest != digest:
                 raise DataLossError(f"ingest {self._name}: {info.digest} was made of what is {digest}")
+        failpoints.reach("content.remote.committed")
 
     async def _keep_there(self, digest: Digest) -> None:
         """What is there already must be kept there like what we bring."""

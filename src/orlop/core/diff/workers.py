@@ -243,6 +243,7 @@ def _spawn(control_fd: int) -> "subprocess.Popen[bytes]":
         "from orlop.core.diff.zygote import main;main(int(sys.argv[2]))"
     )
     path = json.dumps([os.path.abspath(entry) for entry in sys.path])
+    failpoints.reach("unpack.worker.spawning")
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", code, path, str(control_fd)],
         stdin=subprocess.DEVNULL,

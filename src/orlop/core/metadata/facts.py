@@ -10,10 +10,11 @@ def server_uuid(db: Database) -> str:
     row = db.one("SELECT value FROM facts WHERE key = 'uuid'")
     if row is not None:
         return str(row["value"])
-    fresh = str(uuid.uuid4())
 
-    def remember(tx: Transaction) -> None:
-        tx.execute("INSERT INTO facts (key, value) VALUES ('uuid', ?)", (fresh,))
+    def remember(tx: Transaction) -> str:
+        tx.execute("INSERT INTO facts (key, value) VALUES ('uuid', ?) ON CONFLICT DO NOTHING", (str(uuid.uuid4()),))
+        found = tx.one("SELECT value FROM facts WHERE key = 'uuid'")
+        assert found is not None
+        return str(found["value"])
 
-    db.write_sync(remember)
-    return fresh
+    return db.write_sync(remember)

@@ -36,6 +36,9 @@ DIRECTORY: Final = "trash"
 NEIGHBOUR: Final = ".trash-"
 # Rows that are removed in one transaction after their entries are gone.
 BATCH: Final = 64
+RETRY_S: Final = 1.0
+RETRY_MAX_S: Final = 300.0
+"""After how long what could not be unlinked is tried again: at first, and when that goes on."""
 
 
 class Trash:
@@ -54,6 +57,7 @@ class Trash:
         self._numbers = itertools.count()
         self._wake = threading.Event()
         self._stop = False
+        self._failed = False  # something is left that is to be tried again
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -135,13 +139,14 @@ class Trash:
             path = self.root / row["path"]
             try:
                 _unlink(path, lambda: self._stop)
+                failpoints.reach("trash.empty.unlinked")
             except trees.StoppedError:
                 break
             except OSError as error:
-                # Something is mounted inside, or the disk fails: the entry stays and is tried again at the next start.
+                # Something is mounted inside, or the disk fails: the entry stays and is tried again later.
                 log.warning("trash: cannot unlink yet", extra={"path": str(path), "error": str(error)})
+                self._failed = True
                 continue
-            failpoints.reach("trash.empty.unlinked")
             gone.append(row["path"])
             if len(gone) == BATCH:
                 count += self._forget(gone)
@@ -161,16 +166,20 @@ class Trash:
         return self._db.write_sync(forget)
 
     def _run(self) -> None:
+        pause_s = RETRY_S
         while True:
-            self._wake.wait()
+            self._wake.wait(pause_s if self._failed else None)
             self._wake.clear()
             if self._stop:
                 return
+            pause_s = min(2 * pause_s, RETRY_MAX_S) if self._failed else RETRY_S
+            self._failed = False
             try:
                 self.empty()
             except Exception:
                 # The database may be failing; what is in the trash stays there and is recorded.
                 log.exception("trash: emptying failed")
+                self._failed = True
 
     def _adopt(self, tx: Transaction, entry: Path) -> None:
         path = entry.relative_to(self.root).as_posix()

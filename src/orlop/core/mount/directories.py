@@ -46,9 +46,9 @@ def perform_plan(
     """
     try:
         directory.mkdir(mode=0o700)
+        failpoints.reach("mounts.perform.made")
     except OSError as error:
         raise as_error(f"make {directory}", error) from error
-    failpoints.reach("mounts.perform.made")
     active: list[ActiveMount] = []
     for position, step in enumerate(plan.performed):
         mount = transforms.apply(step, active, roots)
@@ -82,9 +82,9 @@ def remove(directory: Path, handlers: Mapping[str, Handler], *, patience_s: floa
     try:
         with contextlib.suppress(FileNotFoundError):
             directory.rmdir()
+        failpoints.reach("mounts.remove.removed")
     except OSError as error:
         raise as_error(f"remove {directory}", error) from error
-    failpoints.reach("mounts.remove.removed")
 
 
 def is_whole(active: Sequence[ActiveMount], handlers: Mapping[str, Handler], mounted: Collection[str]) -> bool:
@@ -107,9 +107,9 @@ def _perform(mount: Mount, place: Path, handler: Handler | None, active: Sequenc
         Path(f"{place}-type").write_text(mount.type)
         if handler is None:
             place.mkdir(mode=0o700)
+        failpoints.reach("mounts.perform.noted")
     except OSError as error:
         raise as_error(f"prepare {place}", error) from error
-    failpoints.reach("mounts.perform.noted")
     if handler is not None:
         return handler.mount(mount, os.fspath(place), active)
     mount_all([mount], os.fspath(place))

@@ -331,10 +331,10 @@ class MountManager:
         await self._work(lambda: self._remove(number))
 
     def _remove(self, number: int) -> None:
-        """Undo the mounts of a number without a row; what is busy is remembered."""
+        """Undo the mounts of a number without a row; what is busy, or fails, is remembered."""
         try:
             directories.remove(self._targets / str(number), self._handlers, patience_s=self._patience_s)
-        except OrlopError:
+        except (OrlopError, OSError):
             with self._busy_lock:
                 self._busy.add(number)
             raise
@@ -344,7 +344,7 @@ class MountManager:
     def _remove_quietly(self, number: int) -> None:
         try:
             self._remove(number)
-        except OrlopError as error:
+        except (OrlopError, OSError) as error:
             log.warning("mounts of an activation are left", extra={"number": number, "error": str(error)})
 
     def _later(self, number: int) -> None:

@@ -209,6 +209,7 @@ async def _answer(
 ) -> bytes:
     """Run a shim's program to its end; its standard output."""
     try:
+        failpoints.reach("task.shim.spawning")
         process = await asyncio.create_subprocess_exec(
             program,
             *arguments,

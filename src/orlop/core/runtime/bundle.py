@@ -120,11 +120,11 @@ class Bundle:
             try:
                 scratch.write_bytes(data)
                 scratch.replace(self.path / name)
+                failpoints.reach("task.bundle.noted")
             except OSError:
                 with contextlib.suppress(OSError):  # goes with the bundle
                     scratch.unlink()
                 raise
-        failpoints.reach("task.bundle.noted")
 
     def bootstrap(self) -> Bootstrap | None:
         """How to reach the shim, or None when the bundle does not say (its start was cut short)."""
@@ -152,20 +152,21 @@ class Bundle:
         """Whether something is mounted at `rootfs`."""
         return self.rootfs.is_mount()
 
-    def hide(self) -> list[Path]:
-        """Rename the bundle and its work directory out of sight: quick, and as good as gone. For `remove_hidden`.
+    def hide(self, hidden: list[Path]) -> None:
+        """Rename the bundle and its work directory out of sight: quick, and as good as gone.
+
+        Args:
+            hidden: gets what was renamed, also when this raises; for `remove_hidden`.
 
         Raises:
             InternalError: a directory cannot be renamed; names the path.
         """
-        hidden = []
         try:
             with contextlib.suppress(OSError):
-                hidden += _hide(Path(os.readlink(self.work)))
-            hidden += _hide(self.path)
+                _hide(Path(os.readlink(self.work)), hidden)
+            _hide(self.path, hidden)
         except OSError as error:
             raise InternalError(f'task "{self.id}": delete bundle {self.path}: {error}') from error
-        return hidden
 
     def delete(self) -> None:
         """Unmount what is below, then remove the bundle and its work directory; what is not there is fine.
@@ -216,8 +217,8 @@ class Bundles:
                 _remove(work)
             with contextlib.ExitStack() as undo:
                 bundle.path.mkdir(mode=0o700)
-                failpoints.reach("task.bundle.made")
                 undo.callback(_remove, bundle.path)
+                failpoints.reach("task.bundle.made")
                 if spec_type.startswith(SPEC_TYPE_PREFIX):
                     _open_to_mapped_root(bundle.path, spec, task_id)
                 bundle.rootfs.mkdir(mode=0o711)
@@ -274,7 +275,7 @@ class Bundles:
     def discard_work(self, path: Path) -> None:
         """Rename a work directory out of sight; for `sweep_hidden`, or the next start."""
         with contextlib.suppress(OSError):
-            _hide(path)
+            _hide(path, [])
 
     def sweep_hidden(self) -> None:
         """Remove work directories that were renamed out of sight."""
@@ -301,24 +302,28 @@ def remove_hidden(hidden: Iterable[Path]) -> None:
 
 def _remove(path: Path) -> None:
     """Rename out of sight, then remove, so that a crash leaves nothing that looks whole."""
-    for hidden in _hide(path):
-        trees.remove(hidden)
+    hidden: list[Path] = []
+    try:
+        _hide(path, hidden)
+    finally:
+        for one in hidden:
+            trees.remove(one)
 
 
-def _hide(path: Path) -> list[Path]:
-    """Rename to a hidden name that no other has; nothing if it is not there."""
+def _hide(path: Path, done: list[Path]) -> None:
+    """Rename to a hidden name that no other has, which is appended to `done`; nothing if it is not there."""
     hidden = path.with_name(f".{path.name}.{next(_serial)}")
     try:
         path.rename(hidden)
     except FileNotFoundError:
-        return []
+        return
     except OSError:
         if not hidden.exists():
             raise
         trees.remove(hidden)  # an earlier daemon's
         path.rename(hidden)
+    done.append(hidden)
     failpoints.reach("task.bundle.hidden")
-    return [hidden]
 
 
 def _open_to_mapped_root(path: Path, spec: bytes, task_id: str) -> None:

@@ -420,15 +420,18 @@ class TaskManager:
 
     async def _discard(self, bundle: Bundle) -> None:
         self._shims.forget_log(bundle)
+        hidden: list[Path] = []
         try:
             if bundle.is_mounted():
                 # A shim that died left it, and unmounting an overlay may write its files out first.
                 await asyncio.to_thread(bundle.delete)
             else:
-                # Nobody waits for the unlinking, and it would keep the event loop from others.
-                asyncio.get_running_loop().run_in_executor(None, remove_hidden, bundle.hide())
+                bundle.hide(hidden)
         except OrlopError as error:
             log.error("bundle is left", extra={"namespace": bundle.namespace, "id": bundle.id, "error": str(error)})
+        if hidden:
+            # Nobody waits for the unlinking, and it would keep the event loop from others.
+            asyncio.get_running_loop().run_in_executor(None, remove_hidden, hidden)
         await self._deactivate(bundle)
 
     async def _load_one(self, bundle: Bundle) -> None:

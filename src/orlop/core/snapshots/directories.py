@@ -66,8 +66,8 @@ class Directories:
         """
         home, files = f"{self._prefix}{number}", self.files(number)
         os.mkdir(home, 0o700)
-        failpoints.reach("snapshots.prepare.made")
         try:
+            failpoints.reach("snapshots.prepare.made")
             os.mkdir(files, 0o755)
             os.chmod(files, 0o755)  # mkdir(2) has taken the umask off
             if work:

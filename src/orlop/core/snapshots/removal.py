@@ -21,6 +21,10 @@ from orlop.core.snapshots.failures import in_words
 
 log: Final = logging.getLogger(__name__)
 
+RETRY_S: Final = 1.0
+RETRY_MAX_S: Final = 300.0
+"""After how long what could not be removed is tried again: at first, and when that goes on."""
+
 
 class Removal:
     """Removes from one snapshotter.
@@ -47,6 +51,8 @@ class Removal:
         self._frees = type(snapshotter).remove is not Snapshotter.remove
         self._going: set[int] = set()
         self._doomed: deque[int] = deque()
+        self._failed: list[int] = []
+        self._pause_s = RETRY_S
         self._lock = threading.Lock()
 
     def is_going(self, number: int) -> bool:
@@ -79,21 +85,34 @@ class Removal:
             return
         self._going.add(number)
         self._doomed.append(number)
+        self._finish_soon()
+
+    def _finish_soon(self) -> None:
         with contextlib.suppress(RuntimeError):  # the executor has been shut down; the next sweep finds it
             self._executor.submit(self.finish)
 
     def finish(self) -> None:
         """Remove what waits for it, in order: a parent must not come before its child. Blocks until that is done."""
         with self._lock:
+            self._doomed.extendleft(reversed(self._failed))
+            self._failed.clear()
             while self._doomed:
                 self._remove(self._doomed.popleft())
+            if self._failed:
+                timer = threading.Timer(self._pause_s, self._finish_soon)
+                timer.daemon = True  # after a stop the next start's sweep finds it
+                timer.start()
+                self._pause_s = min(2 * self._pause_s, RETRY_MAX_S)
+            else:
+                self._pause_s = RETRY_S
 
     def _remove(self, number: int) -> None:
         try:
             self._snapshotter.remove(number)
             failpoints.reach("snapshots.remove.freed")
         except Exception:
-            # The row is gone; the sweep finds the number again and tries once more.
+            # The row is gone; it is tried again after a while, or by whoever sweeps before.
             log.exception("snapshotter failed to remove", extra={"snapshotter": self._name, "number": number})
+            self._failed.append(number)
         finally:
             self._going.discard(number)

@@ -1,5 +1,6 @@
 """The Introspection service: which plug-ins there are and how they fare, and who this daemon is."""
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -23,6 +24,7 @@ from orlop.base.errdefs import (
 from orlop.base.rpc import Call, Service, bind
 from orlop.core.deprecations import Deprecations
 from orlop.core.kinds import GRPC, METADATA, RUNTIME, WARNING
+from orlop.core.metadata import Database
 from orlop.core.metadata.facts import server_uuid
 from orlop.core.plugin import Context, Registration, Status
 from orlop.core.runtime.binaries import info, resolve
@@ -36,12 +38,12 @@ class Introspection:
     def __init__(
         self,
         plugins: Callable[[], Sequence[Status]],
-        server_uuid: str,
+        db: Database,
         runtimes: Mapping[str, str] | None = None,
         deprecations: Deprecations | None = None,
     ) -> None:
         self._plugins = plugins
-        self._uuid = server_uuid
+        self._db = db
         self._runtimes = runtimes or {}
         self._deprecations = deprecations
 
@@ -76,10 +78,10 @@ class Introspection:
         found = await info(binary, given)
         return PackedAny(type_url=found.DESCRIPTOR.full_name, value=found.SerializeToString())
 
-    def server(self, _call: Call, _request: Empty) -> introspection_pb2.ServerResponse:
-        answer = introspection_pb2.ServerResponse(
-            uuid=self._uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino
-        )
+    async def server(self, _call: Call, _request: Empty) -> introspection_pb2.ServerResponse:
+        # Not at the start: who cannot write then can still be asked about its plug-ins.
+        uuid = await asyncio.to_thread(server_uuid, self._db)
+        answer = introspection_pb2.ServerResponse(uuid=uuid, pid=os.getpid(), pidns=os.stat("/proc/self/ns/pid").st_ino)
         for one in self._deprecations.all() if self._deprecations else ():
             seen = Timestamp()
             seen.FromDatetime(one.last_occurrence)
@@ -127,7 +129,7 @@ def _fields(status: Status) -> dict[str, str]:
 
 def _init(context: Context) -> Service:
     deprecations = context.all(WARNING).get("deprecations")
-    service = Introspection(context.plugins, server_uuid(context.get(METADATA)), context.daemon.runtimes, deprecations)
+    service = Introspection(context.plugins, context.get(METADATA), context.daemon.runtimes, deprecations)
     return bind(introspection_pb2.DESCRIPTOR.services_by_name["Introspection"], service)
 
 

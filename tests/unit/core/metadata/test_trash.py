@@ -184,6 +184,25 @@ def test_what_cannot_be_unlinked_stays_recorded(tmp_path, db, monkeypatch, caplo
         wait_until_empty(trash, db)
 
 
+def test_what_could_not_be_unlinked_is_tried_again(tmp_path, db, monkeypatch):
+    """It stayed until something else was thrown away, or the next start."""
+    monkeypatch.setattr("orlop.core.metadata.trash.RETRY_S", 0.01)
+    failures = iter([OSError(5, "Input/output error")] * 3)
+    real = os.unlink
+
+    def unlink(path, **more):
+        for failure in failures:
+            raise failure
+        real(path, **more)
+
+    with Trash(tmp_path, db) as trash:
+        file = victim(tmp_path)
+        monkeypatch.setattr(os, "unlink", unlink)
+        db.write_sync(lambda tx: trash.take(tx, file))
+        wait_until_empty(trash, db)
+    assert next(failures, None) is None
+
+
 def test_a_tree_deeper_than_a_path_goes_and_what_comes_after_it_too(tmp_path, db):
     """Python's own removal recurses; the entry stayed, and with it all that were thrown away later."""
     with Trash(tmp_path, db) as trash:

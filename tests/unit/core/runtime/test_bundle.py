@@ -3,11 +3,12 @@
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from orlop.base.errdefs import InternalError, InvalidArgumentError
-from orlop.core.runtime.bundle import Bootstrap, Bundles
+from orlop.core.runtime.bundle import Bootstrap, Bundles, remove_hidden
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 
@@ -62,6 +63,25 @@ def test_a_failure_in_the_middle_is_undone(bundles):
     with pytest.raises(InternalError, match=r'task "web": create bundle .*/ns/web'):
         bundles.create("ns", "web", SPEC_TYPE, b"{}")
     assert not (bundles.state / "ns" / "web").exists()
+
+
+def test_what_was_hidden_is_told_though_the_rest_could_not_be(bundles, monkeypatch):
+    """A work directory stayed, hidden, until the next start, when its bundle could not be renamed."""
+    bundle = bundles.create("ns", "web", SPEC_TYPE, b"{}")
+    real = type(bundle.path).rename
+
+    def rename(path, target):
+        if path == bundle.path:
+            raise OSError(5, "Input/output error")
+        return real(path, target)
+
+    monkeypatch.setattr(type(bundle.path), "rename", rename)
+    hidden: list[Path] = []
+    with pytest.raises(InternalError, match=r'task "web": delete bundle .*/ns/web: .*Input/output error'):
+        bundle.hide(hidden)
+    assert hidden == list((bundles.root / "ns").iterdir())
+    remove_hidden(hidden)
+    assert list((bundles.root / "ns").iterdir()) == []
 
 
 def test_listing_finds_bundles_and_finishes_deletions(bundles):

@@ -294,6 +294,29 @@ def test_unknown_snapshotter(tmp_path: Path) -> None:
                 bench.stores.named(name)
 
 
+def test_what_could_not_be_removed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer's mount stayed until the next start, when its disk had failed once."""
+    monkeypatch.setattr("orlop.core.snapshots.removal.RETRY_S", 0.01)
+    gone = threading.Event()
+
+    class Failing(FakeSnapshotter):
+        failures = 3
+
+        def remove(self, number: int) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(errno.EIO, "Input/output error")
+            super().remove(number)
+            gone.set()
+
+    failing = Failing()
+    with Bench(tmp_path, lambda _root: failing) as bench:
+        bench.prepare("a")
+        bench.remove("a")
+        assert gone.wait(30)
+        assert failing.held == {}
+
+
 def test_snapshots_are_removed_one_after_the_other(tmp_path: Path) -> None:
     """A snapshotter elsewhere refuses a parent whose child is still there."""
 

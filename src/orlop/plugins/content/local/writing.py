@@ -6,6 +6,7 @@ an ingest, or a blob without a row, which is swept.
 """
 
 import contextlib
+import logging
 import os
 from concurrent.futures import Future
 from pathlib import Path
@@ -21,6 +22,8 @@ from orlop.plugins.content.local.ingest import Ingest, stat_data, sync_directory
 
 if TYPE_CHECKING:
     from orlop.plugins.content.local.blobs import LocalBlobs
+
+log: Final = logging.getLogger(__name__)
 
 INLINE_SIZE: Final = 64 << 10
 """Bytes up to which a write happens on the event loop: hashing and copying them takes less than a thread's wake-up."""
@@ -137,8 +140,13 @@ class LocalIngest:
     def _take_back(self) -> None:
         digest, self._placed = self._placed, None
         assert digest is not None
-        self._blobs.take_back(digest, self.files.data)
-        self._blobs.end_commit(digest)
+        try:
+            self._blobs.take_back(digest, self.files.data)
+        except OSError as error:
+            # What has no row is swept after the next start; the caller is to be told why there was no commit.
+            log.warning("blob cannot be given back to its ingest", extra={"digest": digest, "error": str(error)})
+        finally:
+            self._blobs.end_commit(digest)
 
     async def close(self, *, keep: bool) -> None:
         await self._blobs.run(lambda: self._close(keep))
