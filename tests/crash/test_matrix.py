@@ -176,6 +176,16 @@ def test_a_removal_that_failed_is_tried_again(stage: Stage) -> None:
     assert (row.outcome, row.problems) == (Outcome.ENDURED, [])
 
 
+@pytest.mark.parametrize("victim", ["supervisor", "both"])
+def test_what_a_supervisor_that_held_nothing_had_to_do_is_done(stage: Stage, victim: str) -> None:
+    """The OCI runtime's state of a deleted task, its tombstone and the socket waited for the namespace's next one."""
+    operation = BY_NAME["run to the end"]
+    run = course(stage, operation)
+    row = crash(stage, operation, run, "shim.process.spawned", victim, run.passed["shim.process.spawned"])
+    assert row.outcome is not Outcome.MISSED
+    assert not row.problems
+
+
 def test_every_store_is_played() -> None:
     assert {BY_NAME[name].store for name in PLAYED} == {
         "content",

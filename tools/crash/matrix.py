@@ -23,8 +23,6 @@ HELPERS: Final = "helpers"
 SUPERVISOR: Final = "supervisor"
 BOTH: Final = "both"
 NOBODY: Final = "nobody"
-WAITING: Final = "supervisor-orphan"
-"""What a supervisor had still to do that was killed and held nothing more: the namespace's next one does it."""
 LOST: Final = "snapshot-lost"
 """What the disk did not take is unpacked again before anybody gets it."""
 SHIM: Final = "shim."
@@ -193,7 +191,7 @@ def _crash(
         stage.kill()
     stage.disarm()
     stage.start()
-    problems = [*settled(stage), *_fsck(stage, WAITING), *stage.broken()]
+    problems = [*settled(stage), *_fsck(stage), *stage.broken()]
     outcome = _outcome(before, picture(stage), run.after)
     problems += _again(stage, operation, run)
     return outcome if struck else Outcome.MISSED, problems
@@ -288,7 +286,7 @@ def _outcome(before: Picture | None, found: Picture, after: Picture) -> Outcome:
     return Outcome.BEFORE if found == before else Outcome.BETWEEN
 
 
-def _fsck(stage: Stage, mends: str) -> list[str]:
+def _fsck(stage: Stage, mends: str = "") -> list[str]:
     """What the daemon itself finds wrong and should not; all content and snapshots are read.
 
     Args:

@@ -140,9 +140,9 @@ def _strays(stage: Stage, *, empty: bool) -> Iterator[str]:
     yield from (f"a cgroup: {path}" for path in residue.cgroups() if f"/{NAMESPACE}/" in path)
     yield from (f"a work directory: {path}" for path in (stage.daemon.root / BUNDLES).glob("*/*"))
     sockets = stage.daemon.state / "s"
-    left = [*sockets.glob("*.sandboxes/*")]
+    left = [*sockets.glob("*.sandboxes/*"), *sockets.glob("*.gone/*")]
     if empty:  # these are for the namespace's next supervisor to take away, at the latest when it makes a task
-        left += [*sockets.glob("orlop-probe-*"), *sockets.glob("*.gone/*")]
+        left += sockets.glob("orlop-probe-*")
     yield from (f"left by a supervisor: {path}" for path in left if path.name != RUNTIME_LOG)
 
 

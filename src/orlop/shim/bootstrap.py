@@ -4,6 +4,9 @@
         find the supervisor of (ADDR, NS) or start it; print how to reach it
     … -bundle PATH delete
         after a supervisor has died: kill the container, undo its mounts, print a DeleteResponse
+    … resume
+        start again the supervisors of (ADDR, NS) that were killed with containers still to be removed; print how to
+        reach each, a line for each; remove sockets on which nobody listens
     -v, -info
         version; RuntimeInfo as protobuf
 
@@ -26,6 +29,7 @@ from orlop.shim.startup import Startup, parse
 
 _START_LIMIT_S = 10.0
 _FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+_TASKS = "io.containerd.runtime.v2.task"
 _STDIN_LIMIT = 4 << 20
 _LISTENER_FD = 3
 _LOCK_FD = 4
@@ -84,12 +88,14 @@ def main(argv: list[str] | None = None) -> int:
         _check_names(arguments)
         if arguments.action == "start":
             return _start(arguments)
+        if arguments.action == "resume":
+            return _resume(arguments)
         if arguments.action == "delete":
             from orlop.shim.deletion import delete
 
             return delete(arguments.namespace, arguments.address, arguments.id, arguments.bundle or os.getcwd())
         if arguments.action:
-            raise ValueError(f"unknown command {arguments.action!r}; known: start, delete")
+            raise ValueError(f"unknown command {arguments.action!r}; known: start, resume, delete")
         return _serve(arguments)
     except Exception as error:  # whatever it is, the daemon quotes these lines
         sys.stderr.write(f"containerd-shim-orlop-v1: {error}\n")
@@ -118,6 +124,18 @@ def _start(arguments: Arguments) -> int:
         file.write(place.url)
     failpoints.reach("shim.launch.noted")
     sys.stdout.write(_answer(place))
+    sys.stdout.flush()
+    return 0
+
+
+def _resume(arguments: Arguments) -> int:
+    from orlop.shim.unfinished import forget_sockets, places
+
+    bundle = f"{state_directory()}/{_TASKS}/{arguments.namespace}/-"  # none: beside those that there are
+    for place in places(state_directory(), arguments.address, arguments.namespace):
+        _ensure(place, arguments, bundle, Startup())
+        sys.stdout.write(f"{_answer(place)}\n")
+    forget_sockets(f"{state_directory()}/s")
     sys.stdout.flush()
     return 0
 
@@ -336,7 +354,7 @@ def _tasks_directory(bundle: str) -> str:
     parent, kind = os.path.split(os.path.dirname(directory))
     if not kind.startswith("io.containerd.sandbox.controller."):
         return directory
-    return os.path.join(parent, "io.containerd.runtime.v2.task", os.path.basename(directory))
+    return os.path.join(parent, _TASKS, os.path.basename(directory))
 
 
 def _lighten() -> None:

@@ -149,6 +149,26 @@ async def delete(binary: ShimBinary, host: ShimHost, bundle: Bundle) -> shim_pb2
     return shim_pb2.DeleteResponse.FromString(output)
 
 
+async def resume(binary: ShimBinary, host: ShimHost, namespace: str) -> list[Bootstrap]:
+    """Have supervisors of ours go on that were killed when they held no task, and had containers still to remove.
+
+    Returns:
+        How those are reached.
+
+    Raises:
+        InternalError, DeadlineExceededError: see `start`.
+    """
+    what = f'namespace "{namespace}": resume supervisors by {binary.path}'
+    arguments = ["-namespace", namespace, "-address", host.address, "-publish-binary", host.publish_binary]
+    arguments += [*(["-debug"] if host.debug else []), "resume"]
+    environment = _environment(host, namespace)
+    output = await _answer(what, binary.path, arguments, None, environment, b"", START_TIMEOUT_S)
+    try:
+        return [Bootstrap.parse(line) for line in output.splitlines()]
+    except InvalidArgumentError as error:
+        raise InternalError(f"{what}: {error.text}") from error
+
+
 async def info(binary: ShimBinary, options: bytes) -> introspection_pb2.RuntimeInfo:
     """What a shim's program says of itself and of the OCI runtime below it.
 
@@ -185,17 +205,20 @@ async def _run(
     phase: str,
 ) -> bytes:
     what = f'task "{bundle.id}": {phase} shim {program}'
-    environment = {
+    return await _answer(what, program, arguments, bundle.path, _environment(host, bundle.namespace), stdin, timeout_s)
+
+
+def _environment(host: ShimHost, namespace: str) -> dict[str, str]:
+    return {
         **{name: value for name, value in os.environ.items() if name not in OUR_OWN},
         "TTRPC_ADDRESS": host.ttrpc_address,
         "GRPC_ADDRESS": host.address,
-        "NAMESPACE": bundle.namespace,
+        "NAMESPACE": namespace,
         "ORLOP_STATE": host.state,
         "ORLOP_EARLY_DELETION": "1" if host.early_deletion else "0",
         "MAX_SHIM_VERSION": str(MAX_SHIM_VERSION),
         "GOMAXPROCS": os.environ.get("GOMAXPROCS", "2"),
     }
-    return await _answer(what, program, arguments, bundle.path, environment, stdin, timeout_s)
 
 
 async def _answer(

@@ -263,6 +263,10 @@ class Bundles:
             if not path.name.startswith(".")
         ]
 
+    def namespaces(self) -> list[str]:
+        """Those that have had tasks since the machine was started."""
+        return [path.name for path in _directories(self.state)]
+
     def works(self) -> list[Path]:
         """Every work directory that is not being deleted."""
         return [

@@ -241,7 +241,7 @@ def _socket(order: Order, path: Path) -> Finding:
         kind="supervisor-orphan",
         object=str(path),
         wrong="its supervisor was killed and held nothing",
-        mends="removed" if order.repair else "--repair removes it, and so does the next supervisor",
+        mends="removed" if order.repair else "--repair removes it, and so does the next start",
         mended=order.repair,
     )
 

@@ -142,6 +142,16 @@ def dead_sockets(state: Path) -> dict[Path, int]:
     return found
 
 
+def is_killed(address: str) -> bool:
+    """Whether a supervisor that has gone had no time to remove its socket."""
+    return os.path.lexists(address.removeprefix("unix://"))
+
+
+def is_left(state: Path) -> bool:
+    """Whether a supervisor that was killed may have left something to be done: see `binaries.resume`."""
+    return bool(dead_sockets(state)) or any(not path.name.startswith(".") for path in state.glob("s/*.gone/*"))
+
+
 def _refuses(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.setblocking(False)

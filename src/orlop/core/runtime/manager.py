@@ -262,6 +262,7 @@ class TaskManager:
             for bundle in bundles:
                 group.create_task(self._load_one(bundle), name=f"load {bundle.namespace}/{bundle.id}")
         await self._shims.renew()
+        await self._shims.resume(await asyncio.to_thread(self._bundles.namespaces))
 
     async def _shim_for(self, bundle: Bundle, binary: ShimBinary, options: CreateOptions, phases: Phases) -> Shim:
         """The shim that will hold the task: its sandbox's, else one for the runtime."""

@@ -2,7 +2,7 @@
 
 Who holds something in a shim (tasks, sandboxes) shares its connection, and is told when a foreign shim has died. One
 supervisor of ours serves a namespace, or those of its containers that want their shim in the same cgroup; when it dies,
-its successor takes over what it held.
+its successor takes over what it held, and does what was still to be done.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -21,7 +22,7 @@ from orlop.api.runtime.task.v2 import shim_pb2
 from orlop.api.types.runc.options.oci_pb2 import Options as RuncOptions
 from orlop.base.errdefs import OrlopError, UnavailableError
 from orlop.base.phases import Phases
-from orlop.core.runtime import binaries
+from orlop.core.runtime import binaries, leftovers
 from orlop.core.runtime.binaries import ShimBinary, ShimHost
 from orlop.core.runtime.bundle import Bootstrap, Bundle
 from orlop.core.runtime.shimlog import ShimLogs
@@ -202,10 +203,33 @@ class ShimManager:
             with contextlib.suppress(OrlopError):  # logged there; the next call tries again
                 await self._revive(shim)
             return
-        self._shims.pop((shim.namespace, shim.bootstrap.address), None)
+        if shim.groups and await asyncio.to_thread(leftovers.is_killed, shim.bootstrap.address):
+            await self.resume([shim.namespace])
+        key = (shim.namespace, shim.bootstrap.address)
+        if self._shims.get(key) is shim:  # and not its successor
+            del self._shims[key]
         if not shim.groups:
             for tell in self.on_dead:
                 await tell(shim)
+
+    async def resume(self, namespaces: Iterable[str]) -> None:
+        """Start successors of supervisors that were killed holding nothing any more, with containers still to remove.
+
+        After a start, or when one dies. What cannot be done is logged: the namespace's next supervisor does it.
+        """
+        if not await asyncio.to_thread(leftovers.is_left, Path(self.host.state)):
+            return
+        for namespace in namespaces:
+            try:
+                binary = ShimBinary(path=binaries.supervisor_path(), groups=True)
+                for bootstrap in await binaries.resume(binary, self.host, namespace):
+                    if self._closing:
+                        return
+                    log.info("successor removes what is left", extra={"namespace": namespace})
+                    await self.connect(namespace, bootstrap, binary)
+            except OrlopError as error:
+                fields = {"namespace": namespace, "error": str(error)}
+                log.warning("what a supervisor has left stays for now", extra=fields)
 
     async def _revive(self, shim: Shim) -> None:
         """Give what a dead supervisor held to its successor, which finds it by its records.
