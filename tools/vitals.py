@@ -59,14 +59,18 @@ class Vitals:
         )
 
     @classmethod
-    def settled(cls, engine: Engine, cgroup_word: str, *, timeout_s: float = 20) -> Self:
-        """Look until two looks in a row see the same counts, memory aside: deletions end after their answer."""
+    def settled(cls, engine: Engine, cgroup_word: str, *, timeout_s: float = 60) -> Self:
+        """Look until two looks in a row see the same counts, memory aside, and nothing in the trash.
+
+        Deletions end after their answer, and on a disk that others use they pause.
+        """
         deadline = time.monotonic() + timeout_s
         before = cls.of(engine, cgroup_word)
         while True:
             time.sleep(0.5)
             now = cls.of(engine, cgroup_word)
-            if now.counts() == before.counts() or time.monotonic() > deadline:
+            still = now.counts() == before.counts() and not _rows(engine.root / "meta.db", "trash")
+            if still or time.monotonic() > deadline:
                 return now
             before = now
 
@@ -97,10 +101,13 @@ def _count(pid: int, what: str) -> int:
         return 0
 
 
-def _rows(database: Path) -> int:
+def _rows(database: Path, *tables: str) -> int:
+    """How many rows some tables have, or all of them."""
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        return sum(connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for (name,) in tables)
+        if not tables:
+            found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            tables = tuple(name for (name,) in found)
+        return sum(connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in tables)
     finally:
         connection.close()

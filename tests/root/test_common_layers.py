@@ -57,10 +57,10 @@ class Gate(Pool):
         self.open = asyncio.Event()
         self.open.set()
 
-    async def run(self, request, fd, *, tell=None, turn=True):
+    async def run(self, request, fd, *, tell=None, coming=None):
         self.jobs += 1
         await self.open.wait()
-        return await super().run(request, fd, tell=tell, turn=turn)
+        return await super().run(request, fd, tell=tell, coming=coming)
 
 
 class Host:

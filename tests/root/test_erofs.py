@@ -312,9 +312,7 @@ def built_until(path: Path, blob: bytes, step: int) -> bool:
             for name in ("open", "write", "lseek", "fsync", "rename"):
                 setattr(os, name, counted(getattr(os, name)))
             ours, _theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with index_job.image_file(
-                str(path), sync=True, job=Job(request={}, file=-1, connection=ours, life=-1)
-            ) as fd:
+            with index_job.image_file(str(path), sync=True, job=Job({}, -1, connection=ours, life=-1)) as fd:
                 pieces = [blob[start : start + 4096] for start in range(0, len(blob), 4096)]
                 Builder(pieces, fd, Node(0o40755, 0, 0, NOW), now=NOW).run()
             os._exit(0)

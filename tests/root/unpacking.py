@@ -34,9 +34,9 @@ class Counting(Pool):
         super().__init__(size)
         self.alone: list[bool] = []
 
-    async def run(self, request, fd, *, tell=None, turn=True):
+    async def run(self, request, fd, *, tell=None, coming=None):
         self.alone.append(request["alone"])
-        return await super().run(request, fd, tell=tell, turn=turn)
+        return await super().run(request, fd, tell=tell, coming=coming)
 
 
 class Host:

@@ -1,31 +1,42 @@
 """The bytes of an ingest for who reads along while they come."""
 
 import asyncio
+import contextlib
+import os
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from orlop.base.errdefs import AbortedError
 from orlop.core.content import Reader
 from orlop.oci.digest import Digest
 
-_PIECE: Final = 1 << 20
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """What another process is told of a file that grows.
+
+    Attributes:
+        more: an eventfd whose value is how many bytes have come since it was read last.
+        total: bytes that will come.
+    """
+
+    more: int
+    total: int
 
 
 class Arrival:
-    """An ingest that is being written, as a `Reader` of what it will be: reading waits for what has not come.
+    """An ingest that is being written. Belongs to one event loop; its writer tells what has come, and how it ended.
 
-    Belongs to one event loop. Its writer tells it what has come, and how it ended.
+    As a `Reader` it gives what is there.
 
     Attributes:
         namespace: whose it is.
         size: bytes that will come, as its writer has announced them.
         blob: the digest under which the namespace has it in the end; cancelled if nothing came of it, and if it became
-            something else than was read here.
+            something else than was announced.
         grown_at: when something came last, as `time.monotonic` has it.
     """
-
-    fd: Final = None  # what the file ends with now is not the blob's end
 
     def __init__(self, namespace: str, size: int, follow: Callable[[], Reader | None]) -> None:
         self.namespace = namespace
@@ -35,27 +46,39 @@ class Arrival:
         self._follow = follow
         self._reader: Reader | None = None
         self._here = 0
-        self._more = asyncio.Event()
+        self._more = -1
 
     # For who reads.
 
     def open(self) -> bool:
-        """Begin to read; whoever does also closes it. False if the bytes are not on this machine."""
+        """Begin to read; whoever does also closes it. False if the bytes are in no file of this machine."""
         self._reader = self._follow()
         return self._reader is not None
 
+    @property
+    def fd(self) -> int | None:
+        """A descriptor of the file, which ends somewhere; to be read only."""
+        return None if self._reader is None else self._reader.fd
+
     async def read_at(self, offset: int, length: int) -> bytes:
-        """What has come from `offset` on, at least one byte and at most `length`.
+        """Up to `length` bytes of those that are there now.
 
         Raises:
-            AbortedError: nothing more will come, and there is no blob.
+            AbortedError: it is not open.
         """
-        while offset >= self._here and not self.blob.done():
-            self._more.clear()
-            await self._more.wait()
-        if self.blob.cancelled() or self._reader is None:
-            raise AbortedError("the ingest was given up")
-        return await self._reader.read_at(offset, min(length, self._here - offset, _PIECE))
+        if self._reader is None:
+            raise AbortedError("the ingest is not read")
+        return await self._reader.read_at(offset, max(0, min(length, self._here - offset)))
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[Coming]:
+        """Have another process told how far it can read the file, from the beginning on."""
+        self._more = os.eventfd(self._here, os.EFD_CLOEXEC)
+        try:
+            yield Coming(self._more, self.size)
+        finally:
+            more, self._more = self._more, -1
+            os.close(more)
 
     def close(self) -> None:
         """Read no more; idempotent."""
@@ -67,9 +90,10 @@ class Arrival:
 
     def grew(self, offset: int) -> None:
         """So many bytes are there."""
+        if self._more >= 0 and offset > self._here:
+            os.eventfd_write(self._more, offset - self._here)
         self._here = offset
         self.grown_at = time.monotonic()
-        self._more.set()
 
     def end(self, blob: Digest | None) -> None:
         """Nothing more comes: it is this blob now, or none."""
@@ -77,4 +101,3 @@ class Arrival:
             self.blob.set_result(blob)
         else:
             self.blob.cancel()
-        self._more.set()

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final
 
 from orlop.base import errdefs
 from orlop.core.content import Reader
+from orlop.core.content.arrival import Coming
 from orlop.core.diff import Applied, LayerBlob
 from orlop.core.diff.extract import Limits
 from orlop.core.diff.processors import Step, running
@@ -112,7 +113,7 @@ async def apply(
     payloads: Mapping[str, bytes] | None = None,
     image: str = "",
     whole: bool = False,
-    arriving: bool = False,
+    coming: Coming | None = None,
 ) -> Applied:
     """Unpack a blob as `plan` says; see `Differ.apply` for what is raised.
 
@@ -121,7 +122,7 @@ async def apply(
         image: where to make a file system image of the layer instead, which whoever gave the mounts stacks in its
             stead. A layer that cannot be one is unpacked, unless the plan is to do so alone.
         whole: the layer is a file system image already, and becomes the file at `image`.
-        arriving: the blob is still coming, so that this may take as long as it likes and gets no turn of the pool's.
+        coming: the blob is, and this goes on as it does.
         sync: write the tree to disk before this returns.
         steps: stream processors that the blob goes through first.
         payloads: what they are given, by their ids.
@@ -139,7 +140,7 @@ async def apply(
             reading(blob, layer.digest) as descriptor,
             running(steps, descriptor, payloads or {}) as source,
         ):
-            return await pool.run(request, source, tell=tell, turn=not arriving)
+            return await pool.run(request, source, tell=tell, coming=coming)
 
     try:
         try:

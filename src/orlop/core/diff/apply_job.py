@@ -9,13 +9,14 @@ daemon because it already stands in that root, and because its descriptors and i
 import errno
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from orlop.core.diff import sandbox
 from orlop.core.diff.errors import ArchiveError, EntryError, shown
 from orlop.core.diff.extract import Extractor, Limits
 from orlop.core.diff.job import Job, Message, mount_from, say, send, supervise
-from orlop.core.diff.stream import Pipeline
+from orlop.core.diff.stream import Growing, Pipeline
 from orlop.core.diff.tar import Reader
 from orlop.core.diff.tree import Tree
 from orlop.linux._libc import libc, oserror
@@ -52,10 +53,10 @@ def apply(job: Job) -> Message:
 def _extract(job: Job, request: Message, view: sandbox.View, report: int) -> Message:
     """The worker's part."""
     os.umask(0)
-    keep = {job.file, report, job.life, view.root_fd, view.lower_fd}
+    keep = {*job.inputs, report, job.life, view.root_fd, view.lower_fd}
     sandbox.confine(keep, sandbox.UNPACKING, "orlop-unpack")
     limits = Limits(**request["limits"])
-    pipeline = Pipeline(job.file, limit=limits.size)
+    pipeline = uncompressing(job, limits)
     pipeline.start()
     sandbox.lock()
     tree = Tree(
@@ -86,6 +87,13 @@ def _extract(job: Job, request: Message, view: sandbox.View, report: int) -> Mes
         "ignored": result.ignored,
         "marked": result.marked,
     }
+
+
+def uncompressing(job: Job, limits: Limits) -> Pipeline:
+    """The job's file, uncompressed."""
+    if job.more < 0:
+        return Pipeline(partial(os.read, job.file), limit=limits.size)
+    return Pipeline(Growing(job.file, job.more, job.request["coming"]).read, limit=limits.size)
 
 
 def counted(pipeline: Pipeline, report: int) -> Iterator[bytes]:

@@ -7,12 +7,11 @@ Source: the native form in containerd's plugins/diff/erofs.
 import os
 
 from orlop.core.diff import erofs, sandbox
-from orlop.core.diff.apply_job import counted
+from orlop.core.diff.apply_job import counted, uncompressing
 from orlop.core.diff.errors import ArchiveError
 from orlop.core.diff.extract import Limits
 from orlop.core.diff.index_job import check_empty, image_file, usage
 from orlop.core.diff.job import Job, Message, say, supervise
-from orlop.core.diff.stream import Pipeline
 
 
 def store(job: Job) -> Message:
@@ -31,8 +30,8 @@ def store(job: Job) -> Message:
 
 def _copy(job: Job, request: Message, view: sandbox.View, image: int, report: int) -> Message:
     """The worker's part."""
-    sandbox.confine({job.file, report, job.life, view.root_fd, image}, sandbox.READING, "orlop-image")
-    pipeline = Pipeline(job.file, limit=Limits(**request["limits"]).size)
+    sandbox.confine({*job.inputs, report, job.life, view.root_fd, image}, sandbox.READING, "orlop-image")
+    pipeline = uncompressing(job, Limits(**request["limits"]))
     pipeline.start()
     sandbox.lock()
     say(report, {"phase": "extract"})

@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from orlop.core.diff import sandbox
-from orlop.core.diff.apply_job import counted
+from orlop.core.diff.apply_job import counted, uncompressing
 from orlop.core.diff.erofs import Node
 from orlop.core.diff.errors import EntryError, UnsuitableError
 from orlop.core.diff.extract import Limits
 from orlop.core.diff.indexing import Builder
 from orlop.core.diff.job import Job, Message, mount_from, say, send, supervise
-from orlop.core.diff.stream import Pipeline
 
 PART: Final = ".part"
 """What the name of an image ends with while it is written."""
@@ -80,9 +79,9 @@ def usage(image: int, view: sandbox.View) -> list[int]:
 
 def _build(job: Job, request: Message, view: sandbox.View, image: int, report: int) -> Message:
     """The worker's part."""
-    sandbox.confine({job.file, report, job.life, view.root_fd, view.lower_fd, image}, sandbox.READING, "orlop-index")
+    sandbox.confine({*job.inputs, report, job.life, view.root_fd, view.lower_fd, image}, sandbox.READING, "orlop-index")
     limits = Limits(**request["limits"])
-    pipeline = Pipeline(job.file, limit=limits.size)
+    pipeline = uncompressing(job, limits)
     pipeline.start()
     sandbox.lock()
     status = os.fstat(view.root_fd)

@@ -15,8 +15,8 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final
 
 from orlop.base.errdefs import OrlopError
@@ -31,21 +31,29 @@ _MAX_REPORT: Final = 256 << 20
 Message = dict[str, Any]  # JSON
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """What a job's processes hold.
 
     Attributes:
         request: of the daemon; its `kind` says which job it is.
         file: descriptor of the file it works on.
+        more: an eventfd that counts what comes of a file that is still coming, or -1.
         connection: to the daemon; its end is the order to give up.
         life: held open by both processes, so that the daemon sees when both are gone.
     """
 
     request: Message
     file: int
+    more: int = -1
+    _: KW_ONLY
     connection: socket.socket
     life: int
+
+    @property
+    def inputs(self) -> Sequence[int]:
+        """All that is read."""
+        return [self.file] if self.more < 0 else [self.file, self.more]
 
 
 def run(job: Job, prepare: Callable[[Job], Message]) -> None:
@@ -55,7 +63,7 @@ def run(job: Job, prepare: Callable[[Job], Message]) -> None:
         prepare: does the job and returns what the daemon is to have under "done".
     """
     try:
-        sandbox.close_others((job.file, job.connection.fileno(), job.life))
+        sandbox.close_others((*job.inputs, job.connection.fileno(), job.life))
         prctl.set_name("orlop-layer")
         send(job, {"phase": "prepare"})
         send(job, {"done": prepare(job)})
@@ -82,7 +90,8 @@ def supervise(job: Job, work: Callable[[int], Message]) -> Message:
         finally:
             os._exit(1)
     os.close(report_write)
-    os.close(job.file)
+    for fd in job.inputs:
+        os.close(fd)
     try:
         final = _relay(report_read, job)
     except BaseException:

@@ -31,6 +31,9 @@ _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _ZSTD_WINDOW_LOG_MAX: Final = 27  # 128 MiB: the most that a frame may make us allocate
 
 
+Read = Callable[[int], bytes]
+
+
 class Compression(StrEnum):
     """How a layer blob is compressed; the values are image-spec's media type suffixes."""
 
@@ -66,7 +69,36 @@ def is_layer(head: bytes) -> bool:
     return detect(head) is not Compression.NONE or head[257:262] == b"ustar"
 
 
-def uncompressed(read: Callable[[int], bytes]) -> Iterator[bytes]:
+class Growing:
+    """A file that is still coming.
+
+    Args:
+        fd: the file, read from its present offset.
+        more: an eventfd that counts the bytes as they come.
+        total: bytes that there will be.
+    """
+
+    def __init__(self, fd: int, more: int, total: int) -> None:
+        self._fd = fd
+        self._more = more
+        self._left = total
+        self._here = 0
+
+    def read(self, size: int) -> bytes:
+        """Up to so many bytes, once there are any; none at the end."""
+        if not self._left:
+            return b""
+        while not self._here:
+            self._here = os.eventfd_read(self._more)
+        data = os.read(self._fd, min(size, self._here, self._left))
+        if not data:
+            raise ArchiveError("the file ends before what was told of it")
+        self._here -= len(data)
+        self._left -= len(data)
+        return data
+
+
+def uncompressed(read: Read) -> Iterator[bytes]:
     """The uncompressed chunks of a blob whose bytes `read(size)` gives (empty at the end).
 
     Several gzip members or zstd frames follow each other as one stream; zeros after the last gzip member are padding.
@@ -86,7 +118,7 @@ def uncompressed(read: Callable[[int], bytes]) -> Iterator[bytes]:
     yield from _members(head, read, compression)
 
 
-def _members(data: bytes, read: Callable[[int], bytes], compression: Compression) -> Iterator[bytes]:
+def _members(data: bytes, read: Read, compression: Compression) -> Iterator[bytes]:
     make, errors = decompressor(compression)
     while True:
         inflater = make()
@@ -162,7 +194,7 @@ class Pipeline:
     """Uncompresses and hashes a blob on two threads while the caller iterates over the chunks.
 
     Args:
-        fd: the blob, read from its present offset; may be a pipe.
+        read: gives up to so many bytes of the blob, none at its end; called on one thread.
         limit: uncompressed bytes beyond which the blob is refused.
 
     Attributes:
@@ -170,8 +202,8 @@ class Pipeline:
         consumed: compressed bytes read so far.
     """
 
-    def __init__(self, fd: int, *, limit: int) -> None:
-        self._fd = fd
+    def __init__(self, read: Read, *, limit: int) -> None:
+        self._read_blob = read
         self._limit = limit
         self._chunks: queue.Queue[bytes | BaseException | None] = queue.Queue(_DEPTH)
         self._to_hash: queue.Queue[bytes | None] = queue.Queue(_DEPTH)
@@ -206,7 +238,7 @@ class Pipeline:
         return f"sha256:{self._hash.hexdigest()}"
 
     def _read(self, size: int) -> bytes:
-        data = os.read(self._fd, size)
+        data = self._read_blob(size)
         self.consumed += len(data)
         return data
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from orlop.base import errdefs, failpoints
 from orlop.base.settling import settle
+from orlop.core.content.arrival import Coming
 
 _IDLE_S: Final = 30.0
 _DEATH_S: Final = 20.0
@@ -69,7 +70,7 @@ class Pool:
             await _reap(process)
 
     async def run(
-        self, request: Message, fd: int, *, tell: Callable[[Message], None] | None = None, turn: bool = True
+        self, request: Message, fd: int, *, tell: Callable[[Message], None] | None = None, coming: Coming | None = None
     ) -> Message:
         """Have a job done.
 
@@ -77,7 +78,8 @@ class Pool:
             request: what the zygote's jobs understand.
             fd: the file it works on (a blob to read, or where to write one); stays the caller's.
             tell: called with the job's messages on the way.
-            turn: wait for one, and take it from others; else somebody else sees to it that jobs are not too many.
+            coming: how much of the file is there to be read. Such a job takes no turn from others, for it may take as
+                long as it likes; somebody else sees to it that they are not too many.
 
         Returns:
             What the job answered under "done".
@@ -86,14 +88,16 @@ class Pool:
             JobError: what it answered under "error", or that it died; it names the phase.
             CancelledError, TimeoutError: as the caller cancelled; the job is dead.
         """
-        async with self._turns if turn else contextlib.nullcontext():
+        async with self._turns if coming is None else contextlib.nullcontext():
             self._jobs += 1
             try:
-                return await self._run(request, fd, tell)
+                if coming is None:
+                    return await self._run(request, [fd], tell)
+                return await self._run({**request, "coming": coming.total}, [fd, coming.more], tell)
             finally:
                 self._left()
 
-    async def _run(self, request: Message, fd: int, tell: Callable[[Message], None] | None) -> Message:
+    async def _run(self, request: Message, fds: list[int], tell: Callable[[Message], None] | None) -> Message:
         control = await self._zygote()
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -102,7 +106,7 @@ class Pool:
             life, held = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             undo.callback(os.close, life)
             try:
-                await _send(control, json.dumps(request).encode(), [fd, theirs.fileno(), held])
+                await _send(control, json.dumps(request).encode(), [theirs.fileno(), held, *fds])
             finally:
                 theirs.close()
                 os.close(held)

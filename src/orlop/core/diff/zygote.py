@@ -1,8 +1,9 @@
 """The zygote: a small process with one thread that has everything imported and forks a new process per job.
 
 It is started when the first job comes and ends when its control socket closes, so it never outlives the daemon. A job
-comes as one message with three descriptors: the file it works on, the job's own socket, and the end of a pipe that only
-says who is still alive. The first message on the job's socket is its process as a pidfd.
+comes as one message with descriptors: the job's own socket, the end of a pipe that only says who is still alive, the
+file it works on, and of a file that is still coming, what tells how far. The first message on the job's socket is its
+process as a pidfd.
 """
 
 import contextlib
@@ -61,28 +62,28 @@ def prepare() -> None:
 
 
 def _accept(control: socket.socket, poll: select.poll, children: dict[int, int], limit: int) -> bool:
-    data, fds, _, _ = socket.recv_fds(control, MAX_REQUEST, 3)
+    data, fds, _, _ = socket.recv_fds(control, MAX_REQUEST, 4)
     if not data:
         return False
     try:
         request = json.loads(data)
         request["open_files"] = limit
-        file, connection_fd, life = fds
+        connection_fd, life, *inputs = fds
         with socket.socket(fileno=connection_fd) as connection:
-            pid = _fork(request, file, connection, life)
+            pid = _fork(request, inputs, connection, life)
             pidfd = os.pidfd_open(pid)
             children[pidfd] = pid
             poll.register(pidfd, select.POLLIN)
             with contextlib.suppress(OSError):  # the caller has given up already; the job sees that too
                 socket.send_fds(connection, [b'{"phase": "start"}'], [pidfd])
-        os.close(file)
-        os.close(life)
+        for fd in (life, *inputs):
+            os.close(fd)
     except OSError as error:  # no more processes: the closed socket tells the caller
         print(f"orlop zygote: {error}", file=sys.stderr)
     return True
 
 
-def _fork(request: job.Message, file: int, connection: socket.socket, life: int) -> int:
+def _fork(request: job.Message, inputs: list[int], connection: socket.socket, life: int) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -91,7 +92,7 @@ def _fork(request: job.Message, file: int, connection: socket.socket, life: int)
     try:
         prctl.set_pdeathsig(signal.SIGKILL)
         if os.getppid() == parent:
-            work = job.Job(request=request, file=file, connection=connection, life=life)
+            work = job.Job(request, *inputs, connection=connection, life=life)
             job.run(work, _JOBS[request["kind"]])
             status = 0
     finally:

@@ -210,7 +210,8 @@ class Walking:
         plan, image = await self._alone(directory)
         layer = LayerBlob(media_type=OCI_LAYER, digest="that arrives")
         async with self._within_quota(arrival.namespace) as limits:
-            return await apply(self._pool, arrival, layer, plan, limits=limits, image=image, arriving=True)
+            with arrival.told() as coming:
+                return await apply(self._pool, arrival, layer, plan, limits=limits, image=image, coming=coming)
 
     async def _alone(self, directory: Path) -> tuple[Plan, str]:
         """How a layer gets into a spare directory, and where as an image."""

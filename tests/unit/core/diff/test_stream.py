@@ -8,7 +8,9 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import zlib
+from functools import partial
 
 import pytest
 from backports import zstd
@@ -16,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orlop.core.diff.errors import ArchiveError, LimitError
-from orlop.core.diff.stream import CHUNK, Pipeline, uncompressed
+from orlop.core.diff.stream import CHUNK, Growing, Pipeline, uncompressed
 
 DATA = b"".join(hashlib.sha256(bytes([number])).digest() for number in range(256)) * 40
 SKIPPABLE = b"\x50\x2a\x4d\x18" + struct.pack("<I", 5) + b"notes"
@@ -156,7 +158,7 @@ def test_output_comes_in_bounded_pieces():
 def test_a_bomb_ends_at_the_limit(compression, tmp_path):
     (tmp_path / "bomb").write_bytes(bomb(compression))
     with open(tmp_path / "bomb", "rb") as blob:
-        pipeline = Pipeline(blob.fileno(), limit=100 << 20)
+        pipeline = Pipeline(partial(os.read, blob.fileno()), limit=100 << 20)
         pipeline.start()
         with pytest.raises(LimitError, match="more than 104857600 bytes uncompressed"):
             for _chunk in pipeline:
@@ -169,7 +171,7 @@ def test_a_bomb_costs_no_memory(tmp_path):
     (tmp_path / "bomb").write_bytes(bomb("zstd"))
     program = (
         "import sys; from orlop.core.diff.stream import Pipeline\n"
-        "f = open(sys.argv[1], 'rb'); p = Pipeline(f.fileno(), limit=1 << 40); p.start()\n"
+        "f = open(sys.argv[1], 'rb'); p = Pipeline(f.read1, limit=1 << 40); p.start()\n"
         "for n, _ in enumerate(p):\n    if n > 1500: break\n"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # ru_maxrss is the parent's too
     )
@@ -180,10 +182,33 @@ def test_a_bomb_costs_no_memory(tmp_path):
 def test_a_blob_that_cannot_be_read_says_so():
     fd = os.open(".", os.O_RDONLY)
     try:
-        pipeline = Pipeline(fd, limit=1)
+        pipeline = Pipeline(partial(os.read, fd), limit=1)
         pipeline.start()
         with pytest.raises(IsADirectoryError):
             list(pipeline)
         pipeline.finish()
     finally:
         os.close(fd)
+
+
+def test_a_file_that_grows_is_read_as_far_as_is_told(tmp_path):
+    data = os.urandom(100_000)
+    more = os.eventfd(0)
+    with open(tmp_path / "file", "wb+", buffering=0) as file, open(tmp_path / "file", "rb") as reading:
+        file.write(data[:60_000])
+        growing = Growing(reading.fileno(), more, len(data))
+        os.eventfd_write(more, 10)
+        assert growing.read(4) == data[:4]
+        assert growing.read(1 << 20) == data[4:10]
+        threading.Timer(0.05, os.eventfd_write, (more, 50_000)).start()
+        assert growing.read(1 << 20) == data[10:50_010]
+        os.eventfd_write(more, 49_990 + 5)  # more than was announced
+        assert growing.read(1 << 20) == data[50_010:60_000]
+        with pytest.raises(ArchiveError, match="ends before"):
+            growing.read(1 << 20)
+        file.write(data[60_000:] + b"other")
+        rest = b""
+        while part := growing.read(1 << 20):
+            rest += part
+        assert rest == data[60_000:]
+    os.close(more)

@@ -125,6 +125,10 @@ class Ingest:
         """Another descriptor of the data, the caller's to close."""
         return os.dup(self._fd)
 
+    def for_reading(self) -> int:
+        """Another, with an offset of its own, with which nobody can write."""
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+
     def sync(self) -> None:
         """Have the bytes on disk: fsync(2).
 

@@ -64,7 +64,7 @@ class LocalIngest:
         self._early = self.files.offset
 
     def follow(self, size: int) -> Reader | None:
-        return self._blobs.reader(self.files.handle(), size)
+        return self._blobs.reader(self.files.for_reading(), size)
 
     def digest(self) -> Digest:
         return self.files.digest()
