@@ -4,6 +4,7 @@ Beside real containerd where it can do the same: its proxy sends no namespace, s
 neither daemon serves such a store. `bare` does.
 """
 
+import asyncio
 import contextlib
 import functools
 import io
@@ -22,8 +23,10 @@ from typing import TypeVar
 import pytest
 
 import orlop
+from orlop.api.services.content.v1 import content_pb2 as api
 from orlop.base.errdefs import AlreadyExistsError, DataLossError, OrlopError, UnavailableError
 from orlop.base.labels import GC_ROOT
+from orlop.plugins.proxy.channel import Connection, ServiceChannel
 from tools.daemons import COLLECT_ON_REQUEST, Containerd, Ctr, Engine, Orlopd, Registry
 from tools.images import Image
 
@@ -247,6 +250,28 @@ def test_the_other_daemon_is_killed_in_the_middle(
         here.content.delete(digest)
         remove_all(here)
         until(there.is_empty)
+
+
+@pytest.mark.usefixtures("grpcio")
+def test_a_message_that_cannot_be_sent_means_that_nobody_is_there(new_orlopd: Callable[..., Orlopd]) -> None:
+    """grpcio calls it INTERNAL if it is sent before it has been heard that the other side has gone."""
+    far = new_orlopd()
+    connection = Connection(api.DESCRIPTOR.services_by_name["Content"], "far", str(far.address))
+
+    async def main() -> None:
+        async with ServiceChannel(connection, namespace="default").duplex("Write") as talk:
+            await talk.ask(api.WriteContentRequest(action=api.WRITE, ref="r", data=b"first"))
+            far.kill()  # the event loop hears nothing of it
+            await talk.ask(api.WriteContentRequest(action=api.WRITE, offset=5, data=bytes(2 << 20)))
+
+    async def close() -> None:
+        try:
+            with pytest.raises(UnavailableError, match=f"proxy plug-in far at {far.address}: Write: "):
+                await main()
+        finally:
+            await connection.close()
+
+    asyncio.run(close())
 
 
 def patiently(work: Callable[[], T]) -> T:

@@ -18,6 +18,9 @@ from orlop.plugins.proxy.peers import OPTIONS, headers, target
 
 T = TypeVar("T")
 
+# What grpcio says, by itself, of a message that it could not send, if it has not heard yet that nobody is there.
+_NOT_SENT: Final = "Internal error from Core"
+
 ANSWER_S: Final = 60.0
 """Until an answer, or the next one of a stream."""
 COMMIT_S: Final = 600.0
@@ -79,6 +82,8 @@ class Connection:
         """A status as an error."""
         if code.name == "UNAVAILABLE":
             return self.unavailable(name, details or "")
+        if code.name == "INTERNAL" and details == _NOT_SENT:
+            return self.unavailable(name, "the connection broke while a message was sent")
         return from_status(int(code.value[0]), details or "")
 
     def unavailable(self, name: str, text: str) -> UnavailableError:
