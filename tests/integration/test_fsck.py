@@ -24,11 +24,15 @@ import orlop
 from orlop.core.fsck import Finding
 from orlop.core.mount.perform import temp_mount
 from orlop.linux.btrfs import set_read_only
-from orlop.linux.mount import mount
+from orlop.linux.mount import MNT_DETACH, mount, mountinfo, umount2
+from tests.root import shims
 from tests.root.shims import until
-from tools import filesystems, residue
+from tools import daemons, filesystems, residue
 from tools.daemons import COLLECT_ON_REQUEST, Ctr, Orlopd, Registry
+from tools.host import lacks_peer
 from tools.images import Image
+
+SANDBOXES = "io.containerd.sandbox.controller.v1.shim"
 
 pytestmark = [pytest.mark.root]
 
@@ -466,6 +470,10 @@ def test_what_is_left_on_the_host_is_taken_away(stage: Stage) -> None:
     mounted = host.mount(bundle / "rootfs")
     work = host.work / host.namespace / "no-bundle"
     work.mkdir()
+    pod = stage.daemon.state / SANDBOXES / host.namespace / "no-sandbox"
+    pod_mount = host.mount(pod / "rootfs")
+    pod_work = stage.root / SANDBOXES / host.namespace / "no-pod-bundle"
+    pod_work.mkdir(parents=True)
     activation = host.mount(stage.daemon.state / "io.containerd.mount-manager.v1.bolt" / "t" / "987654" / "0").parent
     temporary = host.mount(stage.root / "snapshots" / "orlop-mount-left")
     state = host.runtime_state("no-task-either")
@@ -481,27 +489,27 @@ def test_what_is_left_on_the_host_is_taken_away(stage: Stage) -> None:
         executable=shutil.which("sleep"),
         env={"ORLOP_BUNDLE": f"{host.tasks}/{host.namespace}/ended"},
     )
+    mounts, bundles = [activation, temporary], [bundle, pod]
     wanted = {
-        "bundle-orphan": str(bundle),
-        "work-orphan": str(work),
         "runtime-orphan": str(state),
         "cgroup-orphan": f"/{host.namespace}/an-orphan",
         "keeper-orphan": f"process {keeper.pid}",
         "supervisor-orphan": str(socket_path),
     }
     found = stage.fsck(quick=True)
-    assert sorted(one.object for one in found if one.kind == "mount-orphan") == sorted(
-        [str(activation), str(temporary)]
-    )
-    assert {one.kind: one.object for one in found if one.kind != "mount-orphan"} == wanted
+    several = {"mount-orphan": mounts, "bundle-orphan": bundles, "work-orphan": [work, pod_work]}
+    for kind, paths in several.items():
+        assert sorted(one.object for one in found if one.kind == kind) == sorted(map(str, paths))
+    assert {one.kind: one.object for one in found if one.kind not in several} == wanted
     assert not any(one.mended for one in found)
 
     found = stage.fsck(quick=True, repair=True)
-    assert len(found) == len(wanted) + 2
+    assert len(found) == len(wanted) + 6
     assert [str(one) for one in found if not one.mended] == []
     assert keeper.wait() == -signal.SIGKILL
-    assert not any(path.exists() for path in (bundle, work, activation, temporary, state, socket_path, *orphans))
-    assert not os.path.ismount(mounted)
+    removed = (*bundles, work, pod_work, *mounts, state, socket_path, *orphans)
+    assert not any(path.exists() for path in removed)
+    assert not any(map(os.path.ismount, (mounted, pod_mount)))
     assert stage.fsck() == []
     assert [line.split()[2] for line in stage.ctr("tasks", "ls").splitlines()[1:]] == ["RUNNING"]
     stage.ctr("tasks", "delete", "--force", "runs")
@@ -540,6 +548,153 @@ def test_a_task_that_the_daemon_has_lost_is_taken_over(own_stage: Stage) -> None
     assert stage.ctr("tasks", "exec", "--exec-id", "look", "lost", "echo", "alive") == "alive\n"
     assert stage.fsck() == []
     stage.ctr("tasks", "delete", "--force", "lost")
+
+
+def test_a_sandbox_that_the_daemon_has_lost_is_taken_over(own_stage: Stage) -> None:
+    stage = own_stage
+    stage.client.sandboxes.create("pod", b"{}").start()
+    bundle = stage.daemon.state / SANDBOXES / stage.ctr.namespace / "pod"
+    aside = stage.daemon.state / "aside"
+    stage.client.close()
+    stage.daemon.kill()
+    bundle.rename(aside)
+    stage.daemon.start()
+    assert stage.client.sandboxes.get("pod").status().state == ""
+    aside.rename(bundle)
+    (found,) = [one for one in stage.fsck(quick=True, repair=True) if one.kind != "work-orphan"]
+    assert (found.kind, found.object, found.mended) == ("bundle-orphan", str(bundle), True)
+    assert found.mends.startswith("taken over")
+    sandbox = stage.client.sandboxes.get("pod")
+    assert sandbox.status().state == "SANDBOX_READY"
+    bundle.rename(aside)
+    (found,) = stage.fsck(repair=True)
+    assert (found.kind, found.object) == ("sandbox-without-bundle", f"{stage.ctr.namespace}/pod")
+    aside.rename(bundle)
+    assert stage.fsck() == []
+    sandbox.stop()
+    sandbox.delete()
+    assert stage.fsck() == []
+
+
+def test_a_foreign_shim_s_socket_is_taken_away(stage: Stage) -> None:
+    if reason := lacks_peer("containerd-shim-runc-v2"):
+        pytest.skip(reason)
+    shim = daemons.program("containerd-shim-runc-v2")
+    stage.ctr("run", "-d", "--runtime", shim, stage.image.reference, "foreign", "sleep", "1000")
+    bundle = stage.daemon.state / "io.containerd.runtime.v2.task" / stage.ctr.namespace / "foreign"
+    path = Path((bundle / "address").read_text().removeprefix("unix://"))
+    assert stage.fsck() == []
+    for pid in [int(one.name) for one in Path("/proc").glob("[0-9]*") if is_shim(one, stage)]:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not bundle.exists(), "the bundle is left")
+    assert path.is_socket()
+    (found,) = stage.fsck(quick=True)
+    assert (found.kind, found.object, found.namespaces) == ("shim-socket-orphan", str(path), (stage.ctr.namespace,))
+    (found,) = stage.fsck(quick=True, repair=True)
+    assert found.mended
+    assert not path.exists()
+    assert stage.fsck() == []
+
+
+def is_shim(process: Path, stage: Stage) -> bool:
+    try:
+        line = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"containerd-shim-runc-v2" in line[0] and os.fsencode(stage.ctr.namespace) in line
+
+
+def test_an_empty_cgroup_that_a_container_asked_for_is_taken_away(stage: Stage) -> None:
+    """Elsewhere than the daemon's own; what is beside it is somebody's."""
+    top = f"orlop-test-{secrets.token_hex(4)}"
+    stage.ctr("containers", "create", "--cgroup", f"/{top}/left", stage.image.reference, "left")
+    made = [point / top for point in hierarchies()]
+    try:
+        for path in made:
+            path.mkdir()
+            (path / "left").mkdir()
+            (path / "beside").mkdir()
+        (found,) = stage.fsck(quick=True)
+        assert (found.kind, found.object, found.mended) == ("cgroup-orphan", f"/{top}/left", False)
+        (path / "left" / "somebody-s").mkdir()
+        (found,) = stage.fsck(quick=True, repair=True)
+        assert not found.mended
+        assert (path / "left" / "somebody-s").exists()
+        (path / "left" / "somebody-s").rmdir()
+        (found,) = stage.fsck(quick=True, repair=True)
+        assert found.mended
+        assert not any((path / "left").exists() for path in made)
+        assert all((path / "beside").exists() for path in made)
+        assert stage.fsck(quick=True) == []
+    finally:
+        for path in made:
+            for below, _directories, _files in os.walk(path, topdown=False):
+                os.rmdir(below)
+
+
+def hierarchies() -> list[Path]:
+    return [Path(one.mount_point) for one in mountinfo() if one.fs_type in ("cgroup", "cgroup2")]
+
+
+def test_what_runs_without_a_task_is_ended_if_it_is_ours(own_stage: Stage) -> None:
+    """Its bundle, its runtime's state and its supervisor are gone, as after somebody emptied /run."""
+    stage = own_stage
+    stage.ctr("run", "-d", stage.image.reference, "stray", "sleep", "1000")
+    stray = stage.client.task("stray").state().pid
+    stage.client.close()
+    stage.daemon.kill()
+    for pid in shims.supervisors(stage.daemon.address):
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: not shims.running(pid), "the supervisor lives")  # type: ignore[misc]
+    bundle = stage.daemon.state / "io.containerd.runtime.v2.task" / stage.ctr.namespace / "stray"
+    umount2(bundle / "rootfs", MNT_DETACH)
+    states = [stage.daemon.state / runtime / stage.ctr.namespace / "stray" for runtime in ("runc", "crun")]
+    for path in (bundle, *(one for one in states if one.exists())):
+        shutil.rmtree(path)
+    stage.daemon.start()
+    top = next(point for point in hierarchies() if (point / stage.ctr.namespace / "stray").exists())
+    own, other = (top / stage.ctr.namespace / name for name in ("stray", "another-daemon-s"))
+    with cgroup(other), sleeping() as beside, sleeping() as within:
+        (other / "cgroup.procs").write_text(str(beside.pid))
+        (found,) = strays(stage)
+        assert (found.object, found.mended) == (f"/{stage.ctr.namespace}/stray", False)
+        assert f"in it run process {stray}" in found.wrong
+        (own / "cgroup.procs").write_text(str(within.pid))
+        (found,) = strays(stage, repair=True)
+        assert not found.mended
+        assert f"process {within.pid} may be somebody else's" in found.mends
+        assert shims.running(stray)
+        (top / "cgroup.procs").write_text(str(within.pid))
+        (found,) = strays(stage, repair=True)
+        assert found.mended
+        assert not shims.running(stray)
+        assert not any((point / stage.ctr.namespace / "stray").exists() for point in hierarchies())
+        assert strays(stage, repair=True) == []
+        assert beside.poll() is None
+    assert stage.fsck(repair=True) == []
+
+
+@contextlib.contextmanager
+def cgroup(path: Path) -> Iterator[None]:
+    path.mkdir()
+    try:
+        yield
+    finally:
+        residue.patiently_rmdir(os.fspath(path))
+
+
+@contextlib.contextmanager
+def sleeping() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def strays(stage: Stage, *, repair: bool = False) -> list[Finding]:
+    """Keepers may be found beside."""
+    return [one for one in stage.fsck(quick=True, repair=repair) if one.kind == "cgroup-populated"]
 
 
 def test_after_a_kill_the_daemon_checks_what_was_being_written(own_stage: Stage) -> None:

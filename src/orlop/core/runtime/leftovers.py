@@ -1,11 +1,12 @@
-"""What containers may leave on the host: state of OCI runtimes, cgroups, keepers, sockets.
+"""What containers may leave on the host: state of OCI runtimes, keepers, sockets; cgroups are in `cgroups`.
 
-It is found here and judged in `check`. All of these come and go while containers do, so each is told by something that
-a later one of the same name differs in: an inode, a start time.
+It is found here and judged in `check` and `check_host`. All of these come and go while containers do, so each is told
+by something that a later one of the same name differs in: an inode, a start time.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -14,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from orlop.linux.mount import mountinfo
+from orlop.core.runtime.cgroups import of_spec
 
 # Those that our supervisor drives; their state lies in a directory of their name below ours.
 RUNTIMES: Final = ("runc", "crun")
 _KEEPER: Final = b"orlop-keeper"
 _BUNDLE: Final = b"ORLOP_BUNDLE="
 _HEX_LENGTH: Final = 32
+_SHIM_SOCKETS: Final = Path("/run/containerd/s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,51 +52,11 @@ def is_being_removed(state: Path, task_id: str) -> bool:
     return any(state.glob(f"s/*.gone/{task_id}"))
 
 
-@dataclass(frozen=True, slots=True)
-class Cgroup:
-    """A cgroup `/<namespace>/<id>` without a process, in every hierarchy that has it: directories and inodes."""
-
-    namespace: str
-    id: str
-    directories: tuple[tuple[str, int], ...]
-
-    @property
-    def path(self) -> str:
-        return f"/{self.namespace}/{self.id}"
-
-    def remove(self) -> None:
-        """Remove it. Raises OSError: EBUSY if a process is in it by now."""
-        for directory, _inode in self.directories:
-            for path, _below, _files in os.walk(directory, topdown=False):
-                with contextlib.suppress(FileNotFoundError):
-                    os.rmdir(path)
-
-
-def empty_cgroups(namespaces: Iterable[str]) -> dict[str, Cgroup]:
-    """Cgroups right below those of namespaces in which no process is in any hierarchy, by path."""
-    found: dict[str, Cgroup] = {}
-    hierarchies = [one.mount_point for one in mountinfo() if one.fs_type in ("cgroup", "cgroup2")]
-    for namespace in namespaces:
-        by_name: dict[str, list[str]] = {}
-        for mount_point in hierarchies:
-            for name in _names(f"{mount_point}/{namespace}"):
-                directory = f"{mount_point}/{namespace}/{name}"
-                if os.path.isdir(directory):
-                    by_name.setdefault(name, []).append(directory)
-        for name, directories in by_name.items():
-            with contextlib.suppress(FileNotFoundError):
-                if all(map(_is_empty, directories)):
-                    inodes = tuple((one, os.stat(one).st_ino) for one in directories)
-                    found[f"/{namespace}/{name}"] = Cgroup(namespace, name, inodes)
-    return found
-
-
 def cgroup_of(bundle: Path) -> str:
     """The cgroup that a bundle's spec asks for, or an empty string."""
     try:
-        table = json.loads((bundle / "config.json").read_bytes())
-        return str((table.get("linux") or {}).get("cgroupsPath") or "")
-    except (OSError, ValueError, AttributeError):
+        return of_spec((bundle / "config.json").read_bytes())
+    except OSError:
         return ""
 
 
@@ -152,6 +114,24 @@ def is_left(state: Path) -> bool:
     return bool(dead_sockets(state)) or any(not path.name.startswith(".") for path in state.glob("s/*.gone/*"))
 
 
+def shim_socket(address: str, namespace: str, name: str) -> Path:
+    """The socket of a foreign shim that the daemon at `address` starts for a container or a sandbox of that name.
+
+    Source: SocketAddress in containerd's pkg/shim.
+    """
+    return _SHIM_SOCKETS / hashlib.sha256(os.path.normpath(f"{address}/{namespace}/{name}").encode()).hexdigest()
+
+
+def dead_shims(paths: Iterable[Path]) -> dict[Path, int]:
+    """Those of the sockets that are there and on which nobody listens, with their inodes."""
+    there, found = set(_names(_SHIM_SOCKETS)), {}
+    for path in paths:
+        if path.name in there and _refuses(path):
+            with contextlib.suppress(FileNotFoundError):
+                found[path] = path.stat().st_ino
+    return found
+
+
 def _refuses(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.setblocking(False)
@@ -160,18 +140,6 @@ def _refuses(path: Path) -> bool:
         except OSError as error:
             return error.errno == errno.ECONNREFUSED
     return False
-
-
-def _is_empty(directory: str) -> bool:
-    for path, _below, _files in os.walk(directory):
-        try:
-            if Path(path, "cgroup.procs").read_bytes():
-                return False
-        except FileNotFoundError:
-            continue
-        except OSError:  # a threaded one, which has threads
-            return False
-    return True
 
 
 def start_time(pid: int) -> str:

@@ -126,6 +126,14 @@ class TaskManager:
         key = (namespace, task_id)
         return key in self._tasks or key in self._creating or key in self._leaving
 
+    def held(self) -> list[Bundle]:
+        """The bundles of all tasks."""
+        return [task.bundle for task in self._tasks.values()]
+
+    def addresses(self) -> set[str]:
+        """Where the shims of tasks are."""
+        return {task.shim.bootstrap.address for task in self._tasks.values()}
+
     def of_namespace(self, namespace: str) -> list[Task]:
         """The tasks of a namespace, by id."""
         return [task for (owner, _), task in sorted(self._tasks.items()) if owner == namespace]

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
@@ -51,9 +52,10 @@ class ShimController:
     """See `orlop.core.sandboxes.Controller`; a sandbox runs if its shim was started and is there."""
 
     def __init__(self, bundles: Bundles, shims: ShimManager) -> None:
-        self._bundles = bundles
+        self.bundles = bundles
         self._shims = shims
         self._creating: set[tuple[str, str]] = set()
+        self._leaving: Counter[tuple[str, str]] = Counter()
         shims.on_dead.append(self._bury_all)
 
     async def create(
@@ -183,10 +185,51 @@ class ShimController:
 
     async def load(self) -> None:
         """Find the sandboxes that an earlier daemon left, and clean up after shims that are gone."""
-        bundles = await asyncio.to_thread(self._bundles.swept)
+        bundles = await asyncio.to_thread(self.bundles.swept)
         async with asyncio.TaskGroup() as group:
             for bundle in bundles:
                 group.create_task(self._load_one(bundle), name=f"load sandbox {bundle.namespace}/{bundle.id}")
+
+    # ---- for the check; see `core.runtime.check_bundles.Owner`
+
+    def held(self) -> list[Bundle]:
+        """The bundles of all sandboxes that shims hold."""
+        return self._shims.sandbox_bundles()
+
+    def addresses(self) -> set[str]:
+        """Where the shims of sandboxes are."""
+        return self._shims.sandbox_addresses()
+
+    def owns(self, namespace: str, sandbox_id: str) -> bool:
+        """Whether a shim holds such a sandbox, or one is being made or removed; to be asked on the event loop."""
+        key = (namespace, sandbox_id)
+        return key in self._creating or key in self._leaving or self._shims.of_sandbox(*key) is not None
+
+    async def recover(self, bundle: Bundle) -> bool:
+        """Take over the sandbox of a bundle that is nobody's, or remove what is there; returns whether it is ours.
+
+        What an earlier daemon left is dealt with so at the start; nobody can make one of that name meanwhile.
+        """
+        key = (bundle.namespace, bundle.id)
+        if not self.owns(*key) and bundle.path.is_dir():
+            self._creating.add(key)
+            try:
+                await self._load_one(bundle)
+            finally:
+                self._creating.discard(key)
+        return self._shims.of_sandbox(*key) is not None
+
+    @contextlib.contextmanager
+    def _removing(self, bundle: Bundle) -> Iterator[None]:
+        """While what a sandbox has left is removed, it has an owner still."""
+        key = (bundle.namespace, bundle.id)
+        self._leaving[key] += 1
+        try:
+            yield
+        finally:
+            self._leaving[key] -= 1
+            if not self._leaving[key]:
+                del self._leaving[key]
 
     # ---- shims and bundles
 
@@ -202,7 +245,7 @@ class ShimController:
         options = AnyMessage.FromString(sandbox.runtime.options) if sandbox.runtime.options else None
         with _wording(f"failed to start new shim for sandbox {sandbox.id}"):
             binary = self._shims.resolve(sandbox.runtime.name)
-        bundle = self._bundles.create(namespace, sandbox.id, spec.type_url, spec.value)
+        bundle = self.bundles.create(namespace, sandbox.id, spec.type_url, spec.value)
         try:
             with _wording(f"failed to start new shim for sandbox {sandbox.id}"):
                 shim = await self._shims.start(bundle, binary, options, Phases())
@@ -220,12 +263,14 @@ class ShimController:
         await self._forget(shim, sandbox_id)
 
     async def _forget(self, shim: Shim, sandbox_id: str) -> None:
-        bundle = shim.sandboxes.pop(sandbox_id, None)
+        bundle = shim.sandboxes.get(sandbox_id)
         if bundle is None:
             return
-        if not shim.groups and not shim.holds:
-            await self._shims.shut_down(shim, bundle)
-        await self._discard(bundle)
+        with self._removing(bundle):
+            del shim.sandboxes[sandbox_id]
+            if not shim.groups and not shim.holds:
+                await self._shims.shut_down(shim, bundle)
+            await self._discard(bundle)
 
     async def _discard(self, bundle: Bundle) -> None:
         self._shims.forget_log(bundle)
@@ -262,9 +307,12 @@ class ShimController:
 
     async def _bury_all(self, shim: Shim) -> None:
         """A foreign shim has died, and its sandboxes with it."""
-        for bundle in list(shim.sandboxes.values()):
-            await self._bury(bundle, shim.binary)
-        shim.sandboxes.clear()
+        with contextlib.ExitStack() as leaving:
+            for bundle in shim.sandboxes.values():
+                leaving.enter_context(self._removing(bundle))
+            for bundle in list(shim.sandboxes.values()):
+                await self._bury(bundle, shim.binary)
+            shim.sandboxes.clear()
 
     async def _bury(self, bundle: Bundle, binary: ShimBinary | None) -> None:
         if binary is not None and not binary.groups:

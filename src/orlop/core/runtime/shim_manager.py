@@ -103,6 +103,14 @@ class ShimManager:
         """Namespace and id of every sandbox that a shim holds."""
         return [(shim.namespace, name) for shim in self._shims.values() for name in shim.sandboxes]
 
+    def sandbox_bundles(self) -> list[Bundle]:
+        """The bundles of every sandbox that a shim holds."""
+        return [bundle for shim in self._shims.values() for bundle in shim.sandboxes.values()]
+
+    def sandbox_addresses(self) -> set[str]:
+        """Where those shims are."""
+        return {shim.bootstrap.address for shim in self._shims.values() if shim.sandboxes}
+
     async def connect(self, namespace: str, bootstrap: Bootstrap, binary: ShimBinary | None) -> Shim:
         """The shim at an address; see `Shim.connect` for errors."""
         key = (namespace, bootstrap.address)

@@ -14,7 +14,7 @@ the snapshot's directory until nobody can have it any more.
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
@@ -146,11 +146,13 @@ def has_users(queries: rows.Queries, number: int) -> bool:
     return queries.execute(_USERS, (number, Kind.COMMITTED)).fetchone() is not None
 
 
-def replaced(store: Store, number: int) -> Iterator[Path]:
+def replaced(store: Store, number: int) -> list[Path]:
     """What was kept of a snapshot for its users when it was rebuilt."""
     home = store.snapshotter.home(number)
-    if home is not None:
-        yield from home.glob(f"{REPLACED}*")
+    try:
+        return [] if home is None else list(home.glob(f"{REPLACED}*"))
+    except FileNotFoundError:
+        return []  # it is being removed
 
 
 def has_room(store: Store, number: int, size: int) -> bool:

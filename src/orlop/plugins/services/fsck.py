@@ -10,11 +10,24 @@ from orlop.base.rpc import Call, Service, bind
 from orlop.core.fsck import Finding
 from orlop.core.fsck.running import Fsck as Running
 from orlop.core.fsck.snapshots import SnapshotsCheck
-from orlop.core.kinds import CHECK, CONTENT, DIFFER, GRPC, METADATA, MOUNT_MANAGER, RUNTIME, SNAPSHOTS, TRASH
+from orlop.core.kinds import (
+    CHECK,
+    CONTENT,
+    DIFFER,
+    GRPC,
+    METADATA,
+    MOUNT_MANAGER,
+    RUNTIME,
+    SANDBOX_CONTROLLER,
+    SNAPSHOTS,
+    TRASH,
+)
 from orlop.core.metadata.check import DatabaseCheck
 from orlop.core.mount.check import MountsCheck
 from orlop.core.plugin import Context, Registration
 from orlop.core.runtime.check import RuntimeCheck
+from orlop.core.runtime.check_host import Host
+from orlop.core.runtime.sandboxes import ShimController
 
 
 class Fsck:
@@ -66,7 +79,11 @@ def _mounts(context: Context) -> MountsCheck:
 
 
 def _tasks(context: Context) -> RuntimeCheck:
-    return RuntimeCheck(context.get(METADATA), context.get(RUNTIME), Path(context.daemon.state))
+    daemon = context.daemon
+    host = Host(root=Path(daemon.root), state=Path(daemon.state), address=daemon.grpc.address)
+    sandboxes = context.all(SANDBOX_CONTROLLER).get("shim")
+    owner = sandboxes if isinstance(sandboxes, ShimController) else None
+    return RuntimeCheck(context.get(METADATA), context.get(RUNTIME), owner, host)
 
 
 def _init(context: Context) -> Service:
@@ -86,6 +103,6 @@ REGISTRATIONS: Final = (
     Registration(kind=CHECK, id="metadata", requires=(METADATA,), init=_database),
     Registration(kind=CHECK, id="snapshots", requires=(METADATA, TRASH, SNAPSHOTS, CONTENT, DIFFER), init=_snapshots),
     Registration(kind=CHECK, id="mounts", requires=(MOUNT_MANAGER,), init=_mounts),
-    Registration(kind=CHECK, id="tasks", requires=(METADATA, RUNTIME), init=_tasks),
+    Registration(kind=CHECK, id="tasks", requires=(METADATA, RUNTIME, SANDBOX_CONTROLLER), init=_tasks),
     Registration(kind=GRPC, id="fsck", requires=(CHECK, METADATA), init=_init),
 )
