@@ -312,6 +312,7 @@ async def test_what_is_removed_without_being_asked_for_is_not_done_again(tmp_pat
         blob = await bring(here, layer(*SOME, seed=1))
         await until(lambda: here.pool.alone == [True])
         await here.content.delete(NAMESPACE, blob.digest)
+        await until(lambda: not here.spares())
         await bring(here, layer(*SOME, seed=2))
         assert here.pool.alone == [True]
         await until(lambda: not here.spares())

@@ -85,7 +85,7 @@ def course(stage: Stage, operation: Operation) -> Course:
     _prepare(stage, operation)
     stage.disarm()
     operation.perform(stage)
-    _raise(operation, settled(stage))
+    _raise(operation, settled(stage, ahead=True))
     passed = Counter(stage.passed())
     stage.disarm()
     stage.later()
@@ -268,7 +268,7 @@ def _again(stage: Stage, operation: Operation, run: Course) -> list[str]:
     """Do it again, look, and take it all away; what is wrong then."""
     operation.perform(stage)
     stage.later()
-    problems = [f"done again: {one}" for one in [*settled(stage), *stage.broken()]]
+    problems = [f"done again: {one}" for one in [*settled(stage, ahead=True), *stage.broken()]]
     problems += [f"done again: {one}" for one in differences(picture(stage), run.after)]
     return problems + [f"taken away: {one}" for one in _clear(stage)]
 
@@ -277,7 +277,7 @@ def _prepare(stage: Stage, operation: Operation) -> None:
     stage.promises.clear()
     operation.prepare(stage)
     if not operation.restarts:
-        _raise(operation, settled(stage))
+        _raise(operation, settled(stage, ahead=True))
 
 
 def _outcome(before: Picture | None, found: Picture, after: Picture) -> Outcome:

@@ -209,12 +209,14 @@ class WatchedStore(Store, Protocol):
         on_labelled: called on the event loop with the namespace and what a blob's record is now that it was updated.
         on_blob: called on the event loop when a blob has come.
         on_arrival: called on the event loop when the first bytes of an ingest have come whose size is known.
+        on_removed: called on the thread that writes metadata, with namespace and digest, when a record has gone.
         before_delete: awaited with namespace and digest before a client's deletion.
     """
 
     on_labelled: Callable[[str, Info], None] | None
     on_blob: Callable[[], None] | None
     on_arrival: "Callable[[Arrival], None] | None"
+    on_removed: Callable[[str, str], None] | None
     before_delete: Callable[[str, str], Awaitable[None]] | None
 
     def find(self, namespace: str, digest: str) -> Info | None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from orlop.base import filters as filter_language
@@ -45,6 +46,7 @@ class ContentStore:
         self.on_labelled: Callable[[str, Info], None] | None = None
         self.on_blob: Callable[[], None] | None = None
         self.on_arrival: Callable[[Arrival], None] | None = None
+        self.on_removed: Callable[[str, str], None] | None = None
         self.before_delete: Callable[[str, str], Awaitable[None]] | None = None
         self.blobs = blobs
         self._refs: dict[tuple[str, str], tuple[float, ContentWriter | None]] = {}
@@ -126,6 +128,8 @@ class ContentStore:
         Returns the bytes that will be free. Raises NotFoundError.
         """
         size = rows.blob_size(tx, digest) or 0
+        if self.on_removed is not None:
+            tx.after_commit(partial(self.on_removed, namespace, digest))
         if rows.delete(tx, namespace, digest) and self.blobs.discard(tx, digest):
             return size
         return 0

@@ -24,7 +24,7 @@ import math
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -109,6 +109,7 @@ class Ahead:
 
     Attributes:
         on_reached: told the namespace, the digest and `root` of each layer that is asked for.
+        adopted: digests of layers that are kept for whoever asks, and of some that were; to be looked at by any thread.
         on_unused: told the namespace if what was adopted for it was not asked for.
         is_expected: asked whether something has come for a namespace in so many seconds, after which what was adopted
             will be asked for.
@@ -126,6 +127,7 @@ class Ahead:
         self._images: dict[tuple[str, str, Path], _Image] = {}
         self._tidying: set[asyncio.Task[None]] = set()
         self.on_reached: Callable[[str, str, Path], None] = lambda *_: None
+        self.adopted: frozenset[str] = frozenset()
         self.on_unused: Callable[[str], None] = lambda _: None
         self.is_expected: Callable[[str, float], bool] = lambda *_: False
         self._stop_at = math.inf
@@ -244,6 +246,7 @@ class Ahead:
         image.layers.append(LayerBlob(media_type=OCI_LAYER, digest=digest))
         image.begun.add(position)
         image.spares[position] = spare
+        self.adopted = frozenset(self._adopted())
         self._wait_for_call(image)
 
     def discard(self, spare: Spare) -> None:
@@ -253,16 +256,18 @@ class Ahead:
         self._tidying.add(tidying)
         tidying.add_done_callback(self._tidying.discard)
 
-    def drop_removed(self, namespace: str) -> None:
-        """Discard what was adopted and whose blob has been removed meanwhile."""
-        for (whose, what, _root), image in list(self._images.items()):
-            if (whose, what) != (namespace, _ARRIVED):
-                continue
-            gone = [at for at in image.spares if not self._here(namespace, image.layers[at])]
-            for position in gone:
-                self.discard(image.spares.pop(position))
-            if gone:
-                self.on_unused(namespace)
+    def _adopted(self) -> Iterator[str]:
+        for (_whose, what, _root), image in self._images.items():
+            if what == _ARRIVED:
+                yield from (image.layers[position].digest for position in image.spares)
+
+    def drop(self, namespace: str, digest: str) -> None:
+        """Discard what was adopted and is not going to be asked for: its blob has been removed."""
+        for (whose, what, _root), image in self._images.items():
+            if (whose, what) == (namespace, _ARRIVED):
+                for position in [at for at in image.spares if image.layers[at].digest == digest]:
+                    self.discard(image.spares.pop(position))
+                    self.on_unused(namespace)
 
     # The end.
 

@@ -73,7 +73,6 @@ class Arriving:
         """Unpack it, if its namespace's layers are unpacked and it is one as far as can be seen."""
         if arrival.size < MIN_SIZE:
             return
-        self._ahead.drop_removed(arrival.namespace)
         if arrival.namespace not in self._habits:
             self._learn(arrival.namespace, self._last(arrival.namespace))
         root = self._habits[arrival.namespace]

@@ -86,6 +86,8 @@ class Walking:
             if arriving:
                 self.arriving = Arriving(ahead, self._unpack_arriving, snapshots.last_room, atonce=pool.size)
                 content.on_arrival = self.arriving.begin
+                content.on_removed = self._removed
+                self._loop = asyncio.get_running_loop()
 
     async def apply(
         self,
@@ -135,6 +137,12 @@ class Walking:
             usage = Usage(size=applied.usage_bytes, inodes=applied.usage_inodes)
             self._snapshots.note_applied(mounts, usage, _origin(layer, applied))
         return applied
+
+    def _removed(self, namespace: str, digest: str) -> None:
+        """A blob has gone; told on any thread."""
+        if self.ahead is not None and digest in self.ahead.adopted:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and what was unpacked with it
+                self._loop.call_soon_threadsafe(self.ahead.drop, namespace, digest)
 
     async def compare(
         self,
