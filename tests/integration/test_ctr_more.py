@@ -19,6 +19,7 @@ import pytest
 
 from orlop.base.errdefs import AlreadyExistsError, NotFoundError
 from orlop.client.sync import Client
+from tests.root.shims import until
 from tools.daemons import Ctr, Orlopd, Registry, environment
 from tools.images import Image
 
@@ -183,6 +184,30 @@ def test_an_image_is_mounted_and_unmounted(
     ctr("images", "unmount", "--rm", str(target))
     assert [info.kind for info in client.snapshots().list() if info.kind != "Committed"] == []
     assert ctr.run("images", "mount", name, str(tmp_path / "none")).returncode == 1
+
+
+@pytest.mark.parametrize("flags", [(), ("--rw",), ("--snapshotter", "native"), ("--snapshotter", "erofs")])
+def test_an_image_is_mounted_where_the_daemon_says(
+    ctr: Ctr, client: Client, busybox_multi_image: Image, flags: tuple[str, ...]
+) -> None:
+    """As by ctr of containerd 2.2, for as long as its lease lasts. Source: cmd/ctr/commands/images/mount.go."""
+    name = busybox_multi_image.reference
+    before = {one.id for one in client.leases.list()}
+    chain_id, path = ctr("images", "mount", *flags, name).split()
+    assert chain_id == client.images.get(name).chain_id()
+    assert os.path.exists(f"{path}/bin/busybox")
+    if "--rw" in flags:
+        Path(path, "file").touch()
+    else:
+        with pytest.raises(OSError, match="Read-only"):
+            Path(path, "file").touch()
+    [lease] = [one for one in client.leases.list() if one.id not in before]
+    assert lease.id.startswith("ctr-images-mount-")
+    assert "containerd.io/gc.expire" in lease.labels
+    client.leases.delete(lease.id, synchronous=True)
+    until(lambda: not os.path.exists(path), "it is still mounted")
+    assert list(client.mounts.list()) == []
+    assert [info.name for info in client.snapshots().list() if info.kind != "Committed"] == []
 
 
 def test_programs_out_of_an_image(ctr: Ctr, client: Client, busybox_multi_image: Image, tmp_path: Path) -> None:

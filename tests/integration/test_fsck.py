@@ -171,6 +171,33 @@ def test_a_pull_brings_a_lost_layer_though_it_is_unpacked(
     assert stage.fsck() == []
 
 
+def test_the_command_that_fsck_names_brings_a_lost_blob(
+    stage: Stage, registry: Registry, busybox_image: Image, busybox_multi_image: Image
+) -> None:
+    """For each image that needs it and is in a registry; what was pulled for another platform is so again."""
+    here = registry.push(busybox_image, "named")
+    elsewhere = registry.push(busybox_multi_image, "named-for-many")
+    platform = ("--platform", "linux/s390x")
+    stage.ctr("images", "pull", here)
+    stage.ctr("images", "pull", "--no-unpack", *platform, elsewhere)
+    stage.ctr("images", "tag", here, here + "-too", "no-registry-s")
+    wanted = {here: ([here, here + "-too"], ()), elsewhere: ([elsewhere], platform)}
+    for reference, (names, flags) in wanted.items():
+        image = stage.client.images.get(reference, platform=flags[-1] if flags else None)
+        digest = image.manifest().layers[0].digest
+        stage.blob(digest).unlink()
+        done = stage.ctr.run("fsck", "--repair")
+        assert done.returncode == 1
+        commands = [line.split() for line in done.stdout.splitlines() if line.startswith("  ")]
+        words = ["--address", str(stage.daemon.address), "--namespace", stage.ctr.namespace, "images", "pull"]
+        assert [one[1:] for one in commands] == [[*words, *flags, name] for name in names]
+        (told,) = json.loads(f"[{stage.ctr.run('fsck', '--quick', '--json').stdout}]")
+        assert [one.split() for one in told["commands"]] == commands
+        command = [str(stage.ctr.path), *commands[0][1:], *(["--no-unpack"] if flags else [])]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        assert stage.fsck() == []
+
+
 def test_a_foreign_client_brings_a_lost_blob(
     stage: Stage, go_ctr: Callable[..., Ctr], registry: Registry, busybox_image: Image
 ) -> None:

@@ -35,6 +35,8 @@ from orlop.oci.image import Image as ImageConfig
 if TYPE_CHECKING:
     from orlop.client.composition import ImageNode, ImageUsage
     from orlop.client.convert import ConvertOptions
+    from orlop.client.holding import Holder
+    from orlop.client.mounting import Shown
 
 _SERVICE = "containerd.services.images.v1.Images"
 GET = Rpc(_SERVICE, "Get", pb.GetImageRequest, pb.GetImageResponse)
@@ -226,6 +228,33 @@ class Image:
         )
         return await mount(self._session, self, target, how)
 
+    async def show(
+        self,
+        *,
+        expires_in: timedelta,
+        snapshotter: str = DEFAULT_SNAPSHOTTER,
+        writable: bool = False,
+        labels: Mapping[str, str] | None = None,
+        sync: bool = False,
+    ) -> "Shown":
+        """Have the daemon mount its root file system, at a path of its own; it is unpacked if need be.
+
+        A lease keeps the mount and its snapshot, until it expires or is deleted.
+
+        Args:
+            expires_in: when the collector may have both.
+            writable, labels, sync: as of `mount`.
+
+        Raises:
+            FailedPreconditionError: the daemon leaves more to mount than a directory.
+        """
+        from orlop.client.mounting import Mounting, show
+
+        how = Mounting(
+            snapshotter=snapshotter, writable=writable, labels=labels or {}, expires_in=expires_in, sync=sync
+        )
+        return await show(self._session, self, how)
+
     async def install(self, path: str = "", *, libraries: bool = False, replace: bool = False) -> list[str]:
         """Put the files of its `bin` directory onto this host, and return their paths.
 
@@ -402,6 +431,12 @@ class Images:
         wanted = options or ConvertOptions()
         await convert(self._session, source, name, wanted)
         return await self.get(name, platform=wanted.platform)
+
+    async def holding(self, digest: str) -> "list[Holder]":
+        """The images that a blob is part of, whether it is here or not, as far as their documents are here."""
+        from orlop.client.holding import holding
+
+        return await holding(self._session, digest)
 
     async def prune(self) -> list[str]:
         """Remove the images that no container was made from, and return their names.

@@ -2,12 +2,20 @@
 
 import contextlib
 import os
+import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from orlop.base.errdefs import AlreadyExistsError, NotFoundError, OrlopError, UnimplementedError
+from orlop.base.errdefs import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    NotFoundError,
+    OrlopError,
+    UnimplementedError,
+)
 from orlop.base.labels import GC_BREF_SNAPSHOT, GC_ROOT
 from orlop.client.leases import Held, Leases
 from orlop.client.mounts import Mounts
@@ -77,6 +85,47 @@ async def _mount(session: Session, image: "Image", target: str, how: Mounting) -
                     await snapshots.remove(target)
             raise
     return chain_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """An image that the daemon has mounted.
+
+    Attributes:
+        chain_id: of what is mounted.
+        path: where.
+        name: of its lease, snapshot and activation.
+    """
+
+    chain_id: str
+    path: str
+    name: str
+
+
+async def show(session: Session, image: "Image", how: Mounting) -> Shown:
+    """Have the daemon mount an image; see `Image.show`. Source: containerd's cmd/ctr/commands/images/mount.go, 2.2."""
+    name = f"ctr-images-mount-{time.time_ns() % 10**9}-{secrets.token_urlsafe(3)}"
+    leases = Leases(session)
+    await leases.create(name, expires_in=how.expires_in)
+    try:
+        return await _show(session.with_lease(name), image, name, how)
+    except BaseException:
+        with contextlib.suppress(OrlopError):  # the first error tells, and the lease ends by itself
+            await leases.delete(name)
+        raise
+
+
+async def _show(held: Session, image: "Image", name: str, how: Mounting) -> Shown:
+    chain_id = await image.unpack(snapshotter=how.snapshotter, sync=how.sync)
+    snapshots = Snapshots(held, how.snapshotter)
+    make = snapshots.prepare if how.writable else snapshots.view
+    mounts: Sequence[Mount] = await make(name, chain_id, labels=how.labels)
+    with contextlib.suppress(UnimplementedError):  # this daemon has no such service
+        mounts = (await Mounts(held).activate(name, mounts, temporary=True)).system
+    if len(mounts) != 1 or mounts[0].type != "bind":
+        shown = ", ".join(f"{one.type} {one.source}" for one in mounts)
+        raise FailedPreconditionError(f"image {image.name}: cannot handle returned mounts: {shown}")
+    return Shown(chain_id=chain_id, path=mounts[0].source, name=name)
 
 
 async def unmount(session: Session, target: str, *, snapshotter: str, remove: bool) -> None:

@@ -44,10 +44,12 @@ if TYPE_CHECKING:
     from orlop.client.content import BlobInfo, IngestStatus
     from orlop.client.convert import ConvertOptions
     from orlop.client.events import Event
+    from orlop.client.holding import Holder
     from orlop.client.images import ImageRecord, ImageStatus
     from orlop.client.introspection import Plugin, RuntimeInfo, Server, Version
     from orlop.client.io import ProcessIO
     from orlop.client.leases import LeaseInfo, Resource
+    from orlop.client.mounting import Shown
     from orlop.client.mounts import Activation
     from orlop.client.namespaces import Namespace
     from orlop.client.pull import PullOptions
@@ -264,6 +266,10 @@ class Images:
         """
         return Image(drive(self._inner.convert(source, name, options)))
 
+    def holding(self, digest: str) -> list[Holder]:
+        """The images that a blob is part of, whether it is here or not, as far as their documents are here."""
+        return drive(self._inner.holding(digest))
+
     def prune(self) -> list[str]:
         """Remove the images that no container was made from, and return their names.
 
@@ -400,6 +406,32 @@ class Image:
         return drive(
             self._inner.mount(
                 target, snapshotter=snapshotter, writable=writable, labels=labels, expires_in=expires_in, sync=sync
+            )
+        )
+
+    def show(
+        self,
+        *,
+        expires_in: timedelta,
+        snapshotter: str = "overlayfs",
+        writable: bool = False,
+        labels: Mapping[str, str] | None = None,
+        sync: bool = False,
+    ) -> Shown:
+        """Have the daemon mount its root file system, at a path of its own; it is unpacked if need be.
+
+        A lease keeps the mount and its snapshot, until it expires or is deleted.
+
+        Args:
+            expires_in: when the collector may have both.
+            writable, labels, sync: as of `mount`.
+
+        Raises:
+            FailedPreconditionError: the daemon leaves more to mount than a directory.
+        """
+        return drive(
+            self._inner.show(
+                expires_in=expires_in, snapshotter=snapshotter, writable=writable, labels=labels, sync=sync
             )
         )
 

@@ -46,15 +46,14 @@ class App:
     def client(self) -> "Client":
         """The client; connected by its first call."""
         if self._client is None:
-            from orlop.client.sync import Client
-
-            self._client = Client(
-                self.address,
-                self.namespace,
-                connect_timeout_s=self.connect_timeout_s,
-                transport=self.transport,
-            )
+            self._client = self.client_of(self.namespace)
         return self._client
+
+    def client_of(self, namespace: str) -> "Client":
+        """Another client, of that namespace; the caller's to close."""
+        from orlop.client.sync import Client
+
+        return Client(self.address, namespace, connect_timeout_s=self.connect_timeout_s, transport=self.transport)
 
     def timed(self) -> None:
         """Note from now on how long the client's calls take."""

@@ -1,10 +1,20 @@
 """`ctr fsck`: ours; containerd's ctr has no such command."""
 
+import contextlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 import click
 
-from orlop.base.errdefs import OrlopError
+from orlop.base import platforms
+from orlop.base.errdefs import InvalidArgumentError, OrlopError
+from orlop.client.connect import default_address
 from orlop.cmd.cli import App, ExitCode, GoCommand, pass_app
 from orlop.core.fsck import Finding, Unchecked
+
+if TYPE_CHECKING:
+    from orlop.client.holding import Holder
 
 FOUND = 1
 UNCHECKED = 2
@@ -28,7 +38,10 @@ def fsck(app: App, repair: bool, quick: bool, deep: bool, as_json: bool) -> None
     try:
         for one in app.client.fsck(repair=repair, quick=quick):
             found.append(one)
-            click.echo(_json(one) if as_json else _line(one))
+            commands = [] if isinstance(one, Unchecked) else _commands(app, one)
+            click.echo(
+                _json(one, commands) if as_json else "\n".join([_line(one), *(f"  {word}" for word in commands)])
+            )
     except OrlopError as error:
         app.warn(str(error))
         raise ExitCode(UNCHECKED) from None
@@ -40,6 +53,46 @@ def fsck(app: App, repair: bool, quick: bool, deep: bool, as_json: bool) -> None
         raise ExitCode(UNCHECKED)
     if left:
         raise ExitCode(FOUND)
+
+
+def _commands(app: App, one: Finding) -> list[str]:
+    """The commands that bring a blob again: pulls of the images that need it and whose repository is known to have it.
+
+    The daemon has no credentials for registries; who pulls has.
+    """
+    if one.mended or not one.kind.startswith("blob-"):
+        return []
+    found = []
+    for namespace in one.namespaces:
+        with app.client_of(namespace) as client, contextlib.suppress(OrlopError):
+            labels = client.content.info(one.object).labels
+            found += [
+                _pull(app, namespace, holder)
+                for holder in client.images.holding(one.object)
+                if _is_known(labels, holder.image)
+            ]
+    return found
+
+
+def _is_known(labels: Mapping[str, str], image: str) -> bool:
+    """Whether a blob's labels say that it is in an image's repository."""
+    from orlop.core.remotes.pusher import source_label
+
+    try:
+        key, repository = source_label(image)
+    except InvalidArgumentError:
+        return False  # a name that no registry has
+    return repository in labels.get(key, "").split(",")
+
+
+def _pull(app: App, namespace: str, holder: "Holder") -> str:
+    words = [app.program]
+    if app.address != default_address():
+        words += ["--address", app.address]
+    words += ["--namespace", namespace, "images", "pull"]
+    if holder.platform and not platforms.default_matcher()(platforms.parse(holder.platform)):
+        words += ["--platform", holder.platform]
+    return shlex.join([*words, holder.image])
 
 
 def _summary(findings: int, left: int, unchecked: int) -> str:
@@ -56,7 +109,7 @@ def _line(one: Finding | Unchecked) -> str:
     return f"{one.kind} {one.object}{whose}: {one.wrong}; {'mended' if one.mended else 'to mend'}: {one.mends}"
 
 
-def _json(one: Finding | Unchecked) -> str:
+def _json(one: Finding | Unchecked, commands: Sequence[str]) -> str:
     import json
 
     if isinstance(one, Unchecked):
@@ -69,6 +122,7 @@ def _json(one: Finding | Unchecked) -> str:
             "wrong": one.wrong,
             "mends": one.mends,
             "mended": one.mended,
+            "commands": list(commands),
         },
         ensure_ascii=False,
     )

@@ -10,10 +10,13 @@ from orlop.cmd.ctr.distribution import registry_options
 from orlop.cmd.ctr.images import snapshotter_option
 from orlop.cmd.units import parse_duration, parse_labels
 
+# containerd's default.
+_LIFETIME = timedelta(hours=1)
+
 
 @click.command(cls=GoCommand)
 @click.argument("ref")
-@click.argument("target")
+@click.argument("target", required=False, default="")
 @click.option("--rw", is_flag=True, help="Writable; what is written goes with the unmounting and --rm.")
 @click.option("--platform", help="The image for this platform.")
 @click.option("--label", "labels", multiple=True, help="Labels for the snapshot.")
@@ -35,12 +38,24 @@ def mount(
     snapshotter: str,
     **_registry: Any,
 ) -> None:
-    """Mount an image's root file system to a path.
+    """Mount an image's root file system to a path, or where the daemon says.
 
-    No registry is asked; its flags are taken as containerd takes them.
+    Without a target it is mounted for an hour, or the time of --expiration. No registry is asked; its flags are taken
+    as containerd takes them.
     """
     image = app.client.images.get(ref, platform=platform)
     lifetime = timedelta(seconds=parse_duration(expiration)) if expiration else None
+    if not target:
+        shown = image.show(
+            snapshotter=snapshotter,
+            writable=rw,
+            labels=parse_labels(labels),
+            expires_in=lifetime or _LIFETIME,
+            sync=sync_fs,
+        )
+        click.echo(shown.chain_id)
+        click.echo(shown.path)
+        return
     said = image.mount(
         target,
         snapshotter=snapshotter,
