@@ -14,7 +14,8 @@ from tools.crash.matrix import NOBODY, Outcome, course, crash, crashes, errors
 from tools.crash.operations import ROOT, Operation
 from tools.crash.picture import settled
 from tools.crash.plan import EVERY
-from tools.crash.stage import Stage
+from tools.crash.stage import BTRFS_BYTES, Stage, Where
+from tools.filesystems import mounted
 from tools.images import Image
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -90,7 +91,7 @@ def test_a_start_that_cannot_write_says_so_and_the_next_one_can(stage: Stage) ->
 @pytest.mark.parametrize("name", ["write content elsewhere", "delete content elsewhere", "read content elsewhere"])
 def test_every_point_of_blobs_that_lie_elsewhere(short_directory: Path, busybox_image: Image, name: str) -> None:
     operation = BY_NAME[name]
-    with Stage(short_directory / "elsewhere", busybox_image, elsewhere=True) as stage:
+    with Stage(short_directory / "elsewhere", busybox_image, where=Where.ELSEWHERE) as stage:
         run = course(stage, operation)
         assert [point for point in run.passed if point.startswith("content.remote.")]
         rows = [
@@ -98,6 +99,24 @@ def test_every_point_of_blobs_that_lie_elsewhere(short_directory: Path, busybox_
             for point, victim, turn in crashes(operation, run.passed, set(run.passed), every=False)
         ]
     assert not [(row.point, row.turn, row.problems) for row in rows if row.outcome is Outcome.FAILED]
+
+
+@pytest.mark.parametrize("name", ["prepare, commit, view (btrfs)", "remove snapshots (btrfs)"])
+def test_every_point_of_subvolumes(short_directory: Path, busybox_image: Image, tmp_path: Path, name: str) -> None:
+    """A commit that was cut off left an active snapshot to which nobody could write any more."""
+    try:
+        with mounted(tmp_path, "btrfs", BTRFS_BYTES):
+            pass
+    except RuntimeError as error:
+        pytest.skip(f"no btrfs here: {error}")
+    operation = BY_NAME[name]
+    with Stage(short_directory / "btrfs", busybox_image, where=Where.BTRFS) as stage:
+        run = course(stage, operation)
+        played = [*crashes(operation, run.passed, set(run.passed), every=False)]
+        played += errors(run.passed, {point for point in run.passed if point.startswith("btrfs.")})
+        rows = [crash(stage, operation, run, *one) for one in played if one[0].startswith(("btrfs.", "snapshots."))]
+    assert [point for point in run.passed if point.startswith("btrfs.")]
+    assert not [(row.point, row.victim, row.turn, row.problems) for row in rows if row.outcome is Outcome.FAILED]
 
 
 @pytest.mark.parametrize("point", ["overlayfs.probe.mounted", "erofs.probe.mounted"])
@@ -184,6 +203,35 @@ def test_what_a_supervisor_that_held_nothing_had_to_do_is_done(stage: Stage, vic
     row = crash(stage, operation, run, "shim.process.spawned", victim, run.passed["shim.process.spawned"])
     assert row.outcome is not Outcome.MISSED
     assert not row.problems
+
+
+@pytest.mark.parametrize(
+    ("point", "victim", "turn"),
+    [
+        ("shim.restore.restored", "supervisor", 1),
+        ("shim.restore.restored", NOBODY, 1),
+        ("shim.record.written", NOBODY, 3),  # the first two are those of the creation
+    ],
+)
+def test_a_restoration_that_was_not_recorded_can_be_begun_again(
+    stage: Stage, point: str, victim: str, turn: int
+) -> None:
+    """The OCI runtime had a container of that name by then, so that no start succeeded any more; or it ran, and nobody
+    waited for it."""
+    operation = BY_NAME["restore"]
+    row = crash(stage, operation, course(stage, operation), point, victim, turn)
+    assert row.outcome is not Outcome.MISSED
+    assert not row.problems
+
+
+def test_a_spec_is_rewritten_wholly_or_not_at_all(stage: Stage) -> None:
+    operation = BY_NAME["rewrite spec"]
+    run = course(stage, operation)
+    assert run.passed["shim.spec.renamed"]
+    for victim in ("supervisor", NOBODY):
+        row = crash(stage, operation, run, "shim.spec.written", victim, 1)
+        assert row.outcome is not Outcome.MISSED
+        assert not row.problems
 
 
 def test_every_store_is_played() -> None:

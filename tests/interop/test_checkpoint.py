@@ -1,4 +1,4 @@
-"""Containers kept as images and made again, on both daemons; tests/interop/tasks/standin.py stands in for CRIU."""
+"""Containers kept as images and made again, on both daemons; tools/standin.py stands in for CRIU."""
 
 import json
 import shutil
@@ -13,9 +13,8 @@ from orlop.client.checkpoint import CheckpointOptions
 from orlop.client.sync import Client
 from orlop.oci import media_types
 from orlop.oci.image import decode_index
-from tests.interop.tasks import standin
 from tests.root.shims import until
-from tools import daemons
+from tools import daemons, standin
 from tools.daemons import Containerd, Ctr, Engine, Orlopd
 from tools.images import Image
 

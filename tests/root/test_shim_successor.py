@@ -19,8 +19,8 @@ from orlop.api.types.runc.options import oci_pb2
 from orlop.api.types.task import task_pb2
 from orlop.linux import prctl
 from orlop.server.orphans import children
-from tests.interop.tasks import standin
 from tests.root.shims import Reader, Shim, failure, opened, running, until
+from tools import standin
 
 pytestmark = pytest.mark.root
 

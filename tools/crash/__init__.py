@@ -6,6 +6,7 @@
     operations.py   what is done: its preparation, the doing (again after a crash), what must be so afterwards
     layers.py       the same for snapshots, unpacking, pulling, containers
     tasks.py        the same for tasks, with supervisors
+    runtimes.py     the same for other runtimes and shims
     plan.py         all of them
     matrix.py       which points an operation passes, a crash at each, and what came of it
 

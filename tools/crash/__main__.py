@@ -17,7 +17,9 @@ from tools import host, images
 from tools.crash.matrix import Outcome, Row, course, crash, crashes, errors
 from tools.crash.operations import Operation
 from tools.crash.plan import EVERY
-from tools.crash.stage import Stage
+from tools.crash.stage import BTRFS_BYTES, Stage, Where
+from tools.daemons import Missing
+from tools.filesystems import mounted
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,14 +37,20 @@ def main(arguments: Sequence[str]) -> int:
     points = {point for point in failpoints.POINTS if _matches(point, options.points)}
     chosen = [one for one in EVERY if _matches(one.name, options.only)]
     rows: list[Row] = []
-    for elsewhere in sorted({one.elsewhere for one in chosen}):
-        directory = Path(tempfile.mkdtemp(prefix="orlop.crash."))
-        with Stage(directory, images.image("busybox"), elsewhere=elsewhere) as stage:
-            there = [one for one in chosen if one.elsewhere == elsewhere]
-            rows += play(stage, there, points, options.actions.split(","))
+    lacking: set[str] = set()
+    for where in Where:
+        there = [one for one in chosen if one.where is where]
+        reason = _lacks(where) if there else ""
+        if reason:
+            print(f"\n{', '.join(one.name for one in there)}: skipped, {reason}")
+            lacking.update(point for point in failpoints.POINTS if point.startswith(f"{where}."))
+        elif there:
+            directory = Path(tempfile.mkdtemp(prefix="orlop.crash."))
+            with Stage(directory, images.image("busybox"), where=where) as stage:
+                rows += play(stage, there, points, options.actions.split(","))
     print(summary(rows))
     print(f"{len(rows)} crashes and errors in {time.monotonic() - began:.0f} s")
-    missing = failpoints.POINTS.keys() - {row.point for row in rows} if chosen == [*EVERY] else set()
+    missing = failpoints.POINTS.keys() - {row.point for row in rows} - lacking if chosen == [*EVERY] else set()
     if missing:
         print(f"no operation passes {', '.join(sorted(missing & points))}")
     return 1 if missing & points or any(row.problems for row in rows) else 0
@@ -68,6 +76,17 @@ def play(
             yield row
         if operation.apart:
             stage.afresh()
+
+
+def _lacks(where: Where) -> str:
+    """Why this host cannot have such a daemon; empty if it can."""
+    if where is Where.BTRFS:
+        try:
+            with tempfile.TemporaryDirectory() as directory, mounted(Path(directory), "btrfs", BTRFS_BYTES):
+                return ""
+        except (RuntimeError, Missing) as error:
+            return str(error)
+    return ""
 
 
 def _matches(name: str, patterns: str) -> bool:

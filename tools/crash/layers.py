@@ -18,7 +18,7 @@ from orlop.core.snapshots import Kind
 from orlop.core.transfer.ends import ImageStore, OCIRegistry, UnpackConfiguration
 from tools import residue
 from tools.crash.operations import LEASE, Operation, has_image, import_image, lease
-from tools.crash.stage import Stage, until
+from tools.crash.stage import Stage, Where, until
 
 MOTD: Final = "etc/motd"
 
@@ -272,8 +272,9 @@ def _each(name: str, prepare: Callable[[str, Stage], None], perform: Callable[[s
             prepare=partial(prepare, snapshotter),
             perform=partial(perform, snapshotter),
             helpers="unpack.job.*",
+            where=Where.BTRFS if snapshotter == "btrfs" else Where.HERE,
         )
-        for snapshotter in ("overlayfs", "native", "erofs")
+        for snapshotter in ("overlayfs", "native", "erofs", "btrfs")
     ]
 
 

@@ -23,7 +23,7 @@ from orlop.core.mount.perform import mount_all
 from orlop.oci.digest import Digest
 from orlop.oci.image import Descriptor
 from tools import residue
-from tools.crash.stage import NAMESPACE, OTHER, Stage
+from tools.crash.stage import NAMESPACE, OTHER, Stage, Where
 
 ROOT: Final = {"containerd.io/gc.root": "yes"}
 BLOB: Final = random.Random(4).randbytes(200_000)
@@ -32,6 +32,7 @@ PART: Final = 50_000
 LEASE: Final = "held"
 NAME: Final = "orlop.test/crash:latest"
 FILLER: Final = "filler"
+ELSEWHERE: Final = Where.ELSEWHERE
 QUOTA: Final = "orlop.dev/quota.bytes"
 
 
@@ -49,7 +50,7 @@ class Operation:
         helpers: pattern of points at which, in further crashes, what the daemon has started is killed in its stead.
         tasks: a supervisor takes part, and is killed too, with the daemon and alone.
         apart: the next operation needs a daemon on another file system.
-        elsewhere: the blobs lie in another daemon's content store.
+        where: what the daemon lies on.
         store: which one it is for.
     """
 
@@ -61,7 +62,7 @@ class Operation:
     helpers: str = ""
     tasks: bool = False
     apart: bool = False
-    elsewhere: bool = False
+    where: Where = Where.HERE
 
 
 # -- content ----------------------------------------------------------------------------------------------------------
@@ -380,14 +381,14 @@ OPERATIONS: Final = (
         perform=_delete_on_full_disk,
         apart=True,
     ),
-    Operation(name="write content elsewhere", store="remote", prepare=lease, perform=_write, elsewhere=True),
-    Operation(name="share content elsewhere", store="remote", prepare=_written, perform=_share, elsewhere=True),
-    Operation(name="read content elsewhere", store="remote", prepare=_write_root, perform=_read, elsewhere=True),
+    Operation(name="write content elsewhere", store="remote", prepare=lease, perform=_write, where=ELSEWHERE),
+    Operation(name="share content elsewhere", store="remote", prepare=_written, perform=_share, where=ELSEWHERE),
+    Operation(name="read content elsewhere", store="remote", prepare=_write_root, perform=_read, where=ELSEWHERE),
     Operation(
-        name="delete content elsewhere", store="remote", prepare=_write_root, perform=_delete_content, elsewhere=True
+        name="delete content elsewhere", store="remote", prepare=_write_root, perform=_delete_content, where=ELSEWHERE
     ),
-    Operation(name="import elsewhere", store="remote", perform=import_image, elsewhere=True),
-    Operation(name="collection elsewhere", store="remote", prepare=_garbage, perform=_collection, elsewhere=True),
+    Operation(name="import elsewhere", store="remote", perform=import_image, where=ELSEWHERE),
+    Operation(name="collection elsewhere", store="remote", prepare=_garbage, perform=_collection, where=ELSEWHERE),
     Operation(name="import", store="images", perform=import_image),
     Operation(name="create image", store="images", perform=_create_image),
     Operation(name="delete image", store="images", prepare=import_image, perform=_delete_image),

@@ -53,7 +53,7 @@ def picture(stage: Stage) -> Picture:
         rows = {row["number"]: row for row in db.execute("SELECT * FROM snapshots")}
         for row in rows.values():
             parent = rows[row["parent"]]["name"] if row["parent"] else ""
-            home = stage.daemon.root / "snapshots" / row["snapshotter"] / str(bytes_of(row))
+            home = stage.snapshots(row["snapshotter"]) / str(bytes_of(row))
             said = {"parent": parent, "kind": row["kind"], "labels": _plain(row["labels"]), "files": tree(home)}
             found[f"snapshot {row['namespace']} {row['snapshotter']} {row['name']}"] = json.dumps(said, sort_keys=True)
     return found
@@ -102,8 +102,8 @@ def _problems(stage: Stage, *, empty: bool) -> Iterator[str]:
     yield from (f"an ingest without a row: {key}" for key in _ingests(stage) - ingests)
     directories = {
         (snapshotter, name)
-        for snapshotter in _names(root / "snapshots")
-        for name in _names(root / f"snapshots/{snapshotter}")
+        for snapshotter in {*_names(root / "snapshots"), "btrfs"}
+        for name in _names(stage.snapshots(snapshotter))
         if name.startswith(".") or name.isdecimal()
     }
     snapshots |= layers

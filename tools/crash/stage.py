@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from orlop.base.errdefs import AlreadyExistsError, ResourceExhaustedError
 from tools import residue
 from tools.crash.elsewhere import Elsewhere
 from tools.daemons import Orlopd, Registry
+from tools.filesystems import mounted
 from tools.images import Image
 
 NAMESPACE: Final = f"crash-{os.getpid()}"
@@ -35,9 +37,20 @@ mutation_threshold = 0
 """After the collection at each start there is one when a call asks for it: how often points are passed is the same in
 each run."""
 
+BTRFS_BYTES: Final = 256 << 20
 OFF: Final = 'disabled_plugins = ["io.containerd.content.v1.content"]\n'
 
 Check = Callable[[orlop.Client], object]
+
+
+class Where(StrEnum):
+    """What a daemon lies on."""
+
+    HERE = "here"
+    ELSEWHERE = "elsewhere"
+    """Its blobs lie in another daemon's content store."""
+    BTRFS = "btrfs"
+    """One of its snapshotters has a file system of its own."""
 
 
 class StageError(Exception):
@@ -48,24 +61,44 @@ class Stage:
     """One daemon in a directory with a short path; a context manager.
 
     Args:
-        elsewhere: its blobs lie in another daemon's content store.
+        where: what it lies on.
 
     Attributes:
         promises: what answers have promised, by a word for it; what is promised again, or withdrawn, no longer counts.
     """
 
-    def __init__(self, directory: Path, image: Image, *, elsewhere: bool = False) -> None:
+    def __init__(self, directory: Path, image: Image, *, where: Where = Where.HERE) -> None:
         self.directory = directory
         self.image = image
         self.points = directory / "points"
         self.promises: dict[str, Check] = {}
         self._stack = contextlib.ExitStack()
-        self.elsewhere = Elsewhere(directory / "e") if elsewhere else None
+        self.elsewhere = Elsewhere(directory / "e") if where is Where.ELSEWHERE else None
+        self._where = where
+        self._file_system = contextlib.ExitStack()
         self.daemon = Orlopd(
             directory / "d",
-            config=CONFIG if self.elsewhere is None else f"{OFF}{CONFIG}{self.elsewhere.config}",
+            config=self._config(),
             env={failpoints.VARIABLE: str(self.points), "ORLOP_SHIM_LINGER": "1"},
         )
+
+    def _config(self) -> str:
+        if self.elsewhere is not None:
+            return f"{OFF}{CONFIG}{self.elsewhere.config}"
+        if self._where is Where.BTRFS:
+            section = '[plugins."io.containerd.snapshotter.v1.btrfs"]'
+            return f'{CONFIG}{section}\nroot_path = "{self.snapshots("btrfs")}"\n'
+        return CONFIG
+
+    def snapshots(self, snapshotter: str) -> Path:
+        """Where a snapshotter has its directories."""
+        if snapshotter == "btrfs":
+            return self.directory / "btrfs/s"
+        return self.daemon.root / "snapshots" / snapshotter
+
+    def _mount(self) -> None:
+        if self._where is Where.BTRFS:
+            self._file_system.enter_context(mounted(self.directory, "btrfs", BTRFS_BYTES))
 
     @cached_property
     def pushed(self) -> str:
@@ -77,12 +110,14 @@ class Stage:
         self.points.mkdir(parents=True, mode=0o700)
         if self.elsewhere is not None:
             self._stack.enter_context(self.elsewhere)
+        self._mount()
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.disarm()
         self.daemon.close()
+        self._file_system.close()
         self._stack.close()
         self.daemon.forget_cgroup(NAMESPACE)
         residue.remove(residue.find(self.directory))
@@ -126,6 +161,8 @@ class Stage:
             shutil.rmtree(directory, ignore_errors=True)
         if self.elsewhere is not None:
             self.elsewhere.afresh()
+        self._file_system.close()
+        self._mount()
         self.promises.clear()
         self.start()
 

@@ -20,23 +20,29 @@ RUNS: Final = ["sleep", "1000"]
 ENDS: Final = ["sh", "-c", "exit 5"]
 
 
-def _status(client: orlop.Client, name: str, *expected: str) -> None:
+def status(client: orlop.Client, name: str, *expected: str) -> None:
     status = client.task(name).status()
     assert status in expected, f"task {name} is {status}, and not {' or '.join(expected)}"
 
 
-def _bystander(stage: Stage) -> None:
+def bystander(stage: Stage, *, runs: bool = True, container: bool = True) -> None:
     """An image, a container that runs, and one that is to be played with."""
     unpacked_image(stage)
+    if runs:
+        _run_bystander(stage)
+    if container:
+        _container(stage, RUNS)
+
+
+def _run_bystander(stage: Stage) -> None:
     with stage.client() as client:
         client.new_container("b", stage.image.reference, orlop.SpecOptions(args=RUNS)).new_task().start()
         pid = client.task("b").state().pid
     stage.promise("bystander", lambda client: _same(client, pid))
-    _container(stage, RUNS)
 
 
 def _same(client: orlop.Client, pid: int) -> None:
-    _status(client, "b", "RUNNING")
+    status(client, "b", "RUNNING")
     assert client.task("b").state().pid == pid
 
 
@@ -57,11 +63,11 @@ def _create(stage: Stage) -> None:
             client.task("c")
         except NotFoundError:
             client.containers.get("c").new_task()
-    stage.promise("task", lambda client: _status(client, "c", "CREATED"))
+    stage.promise("task", lambda client: status(client, "c", "CREATED"))
 
 
 def _created(stage: Stage) -> None:
-    _bystander(stage)
+    bystander(stage)
     _create(stage)
 
 
@@ -74,7 +80,7 @@ def _start(stage: Stage) -> None:
         except UnknownError:
             if task.status() != "RUNNING":
                 raise
-    stage.promise("task", lambda client: _status(client, "c", "RUNNING"))
+    stage.promise("task", lambda client: status(client, "c", "RUNNING"))
 
 
 def _running(stage: Stage) -> None:
@@ -117,7 +123,7 @@ def _kill(stage: Stage) -> None:
 
 
 def _is_killed(client: orlop.Client) -> None:
-    _status(client, "c", "STOPPED")
+    status(client, "c", "STOPPED")
     code = client.task("c").wait().code
     assert code in (137, UNKNOWN), f"the task was killed and has ended with {code}"
 
@@ -192,7 +198,7 @@ def _is_ready(client: orlop.Client) -> None:
 
 
 def _sandbox(stage: Stage) -> None:
-    _bystander(stage)
+    bystander(stage)
     _create_sandbox(stage)
 
 
@@ -218,14 +224,14 @@ def _has_no_sandbox(client: orlop.Client) -> None:
 
 OPERATIONS: Final = (
     Operation(name="first task", store="tasks", prepare=_alone, perform=_create, tasks=True),
-    Operation(name="create task", store="tasks", prepare=_bystander, perform=_create, tasks=True),
+    Operation(name="create task", store="tasks", prepare=bystander, perform=_create, tasks=True),
     Operation(name="start task", store="tasks", prepare=_created, perform=_start, tasks=True),
     Operation(name="exec", store="tasks", prepare=_running, perform=_exec, tasks=True),
     Operation(name="kill task", store="tasks", prepare=_running, perform=_kill, tasks=True),
     Operation(name="delete task", store="tasks", prepare=_stopped, perform=_delete, tasks=True),
     Operation(name="delete running task", store="tasks", prepare=_running, perform=_delete, tasks=True),
     Operation(name="run to the end", store="tasks", prepare=_short, perform=_run, tasks=True),
-    Operation(name="create sandbox", store="sandboxes", prepare=_bystander, perform=_create_sandbox, tasks=True),
+    Operation(name="create sandbox", store="sandboxes", prepare=bystander, perform=_create_sandbox, tasks=True),
     Operation(name="start sandbox", store="sandboxes", prepare=_sandbox, perform=_start_sandbox, tasks=True),
     Operation(name="delete sandbox", store="sandboxes", prepare=_started_sandbox, perform=_delete_sandbox, tasks=True),
 )

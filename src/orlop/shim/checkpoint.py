@@ -8,6 +8,7 @@ import contextlib
 import os
 
 from orlop.api.types.runc.options import oci_pb2
+from orlop.base import failpoints
 from orlop.base.errdefs import UnknownError
 from orlop.shim.records import Record
 from orlop.shim.runtime import Runtime, RuntimeFailedError
@@ -26,6 +27,7 @@ async def dump(runtime: Runtime, container: str, bundle: str, path: str, wanted:
     args = ["--image-path", path, "--work-path", work, *_options(wanted)]
     try:
         await runtime.checkpoint(container, args, bundle=bundle)
+        failpoints.reach("shim.checkpoint.dumped")
     except RuntimeFailedError as error:
         kept = f"{bundle}/criu-dump.log"
         with contextlib.suppress(OSError):  # there is none where CRIU was not reached

@@ -83,6 +83,13 @@ class Process:
             self._start_keeper()
         self.save()
 
+    def restart(self) -> None:
+        """What the runtime had made has gone again, and no record tells of it: this is created, and not made."""
+        self.close()
+        self.record.pid = self.record.start_time = 0
+        self.record.keeper = {}
+        self.record.status = records.CREATED
+
     def set_status(self, status: str) -> None:
         """Enter a state; one that has stopped stays so."""
         if self.record.status != records.STOPPED:

@@ -4,7 +4,7 @@ import json
 import os
 from typing import Any, Final
 
-from orlop.base import json_text
+from orlop.base import failpoints, json_text
 from orlop.base.errdefs import InvalidArgumentError
 
 _CAP_SYS_RESOURCE: Final = 24
@@ -60,7 +60,9 @@ def clamp_oom_score(bundle: str, spec: _Spec) -> None:
         path = f"{bundle}/config.json"
         with open(f"{path}.new", "w", encoding="utf-8") as file:
             json.dump(spec, file)
+        failpoints.reach("shim.spec.written")
         os.rename(f"{path}.new", path)
+        failpoints.reach("shim.spec.renamed")
 
 
 def _may_lower_scores() -> bool:

@@ -321,23 +321,46 @@ class Task:
         self.shop.reaper.watch(pid, lambda exit_: self.exec_ended(process, exit_))
 
     async def _restore(self) -> None:
+        with self.shop.reaper.expecting(), self.phases()(f"{self.runtime.name} restore"):
+            if await self.runtime.status(self.container, bundle=self.bundle):
+                # An earlier attempt came so far, and it, or its supervisor, not to the record.
+                await self.runtime.delete(self.container, bundle=self.bundle, force=True)
+            try:
+                await self._runtime_restore()
+            except BaseException:
+                await self._undo_restore()
+                raise
+
+    async def _runtime_restore(self) -> None:
         io = _of(self.init.io)
         pid_file = f"{self.bundle}/init.pid"
-        with self.shop.reaper.expecting(), self.phases()(f"{self.runtime.name} restore"):
-            await self.runtime.restore(
-                self.container,
-                checkpoint.restore_options(self.init.record, self.bundle),
-                bundle=self.bundle,
-                pid_file=pid_file,
-                stdio=io.child,
-                console_socket=io.console_socket.path if io.console_socket else "",
-            )
-            io.started()
-            pid = read_pid_file(pid_file)
-            self.cgroup = cgroup.Paths.of(pid)
-            self.shop.oom.watch(self.container, self.cgroup)
-            self.init.began(pid, RUNNING)
-            self.shop.reaper.watch(pid, self.init_ended)
+        await self.runtime.restore(
+            self.container,
+            checkpoint.restore_options(self.init.record, self.bundle),
+            bundle=self.bundle,
+            pid_file=pid_file,
+            stdio=io.child,
+            console_socket=io.console_socket.path if io.console_socket else "",
+        )
+        failpoints.reach("shim.restore.restored")
+        io.started()
+        pid = read_pid_file(pid_file)
+        self.cgroup = cgroup.Paths.of(pid)
+        self.shop.oom.watch(self.container, self.cgroup)
+        self.init.began(pid, RUNNING)
+        self.shop.reaper.watch(pid, self.init_ended)
+
+    async def _undo_restore(self) -> None:
+        """Have it be still to be restored, as its record says."""
+        try:
+            await self.runtime.delete(self.container, bundle=self.bundle, force=True, limit_s=UNDO_LIMIT_S)
+            self.shop.oom.unwatch(self.container)
+            self.init.restart()
+            io = self.init.io = self.new_io(self.init.paths)
+            await io.open(self.shop.reaper, self.container, self.shop.namespace)
+        except (OrlopError, OSError) as error:
+            # The caller is told of the first failure; the task can be deleted.
+            _log.error("what was restored of %s is left: %s", self.container, error)
 
     # ---- exec
 

@@ -19,10 +19,9 @@ from orlop.base.errdefs import NotFoundError, OrlopError, UnknownError
 from orlop.client.channel import drive
 from orlop.client.tasks import CHECKPOINT, CREATE
 from orlop.oci import media_types
-from tests.interop.tasks import standin
 from tests.interop.tasks.conftest import Stand
 from tests.root.shims import until
-from tools import daemons
+from tools import daemons, standin
 
 KEPT = {"containerd.io/gc.root": "1"}  # else the collector may be quicker than the test
 pytestmark = [pytest.mark.root, pytest.mark.interop]

@@ -80,8 +80,13 @@ class ShimManager:
             else:
                 self.follow_log(bundle)
             serialised = options.SerializeToString() if options is not None else b""
-            with phases("shim started"):
-                bootstrap = await binaries.start(binary, self.host, bundle, serialised)
+            try:
+                with phases("shim started"):
+                    bootstrap = await binaries.start(binary, self.host, bundle, serialised)
+            except OrlopError:
+                if binary.groups:  # its program may have been killed when it had begun
+                    await self.resume([bundle.namespace])
+                raise
             with phases("shim connected"):
                 shim = await self.connect(bundle.namespace, bootstrap, binary)
             bundle.save(bootstrap, binary.path)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from orlop.base import failpoints
 from orlop.base.errdefs import InternalError
 from orlop.base.platforms import default_string
 from orlop.core import trees
@@ -58,13 +59,18 @@ class Btrfs(Snapshotter):
         if snapshot.parents:
             parent = self._path(snapshot.parents[0])
             btrfs.snapshot(parent, self._root, name, read_only=snapshot.kind == Kind.VIEW)
+            failpoints.reach("btrfs.prepare.copied")
         else:
             btrfs.create(self._root, name)
+            failpoints.reach("btrfs.prepare.made")
             os.chmod(self._path(snapshot.number), 0o755)
             if snapshot.kind == Kind.VIEW:
                 btrfs.set_read_only(self._path(snapshot.number), True)
 
     def mounts(self, snapshot: Snapshot) -> list[Mount]:
+        if snapshot.kind == Kind.ACTIVE:
+            # A commit may have been cut off, or have failed, when it had forbidden writing.
+            btrfs.set_read_only(self._path(snapshot.number), False)
         options: tuple[str, ...] = (f"subvolid={btrfs.subvolume_id(self._path(snapshot.number))}",)
         if snapshot.kind == Kind.VIEW:
             options = (*options, "ro")
@@ -72,6 +78,7 @@ class Btrfs(Snapshotter):
 
     def commit(self, snapshot: Snapshot) -> None:
         btrfs.set_read_only(self._path(snapshot.number), True)
+        failpoints.reach("btrfs.commit.frozen")
 
     def usage(self, snapshot: Snapshot) -> Usage:
         parent = self._path(snapshot.parents[0]) if snapshot.parents else None
@@ -85,6 +92,7 @@ class Btrfs(Snapshotter):
 
     def remove(self, number: int) -> None:
         _destroy(self._root, str(number))
+        failpoints.reach("btrfs.remove.destroyed")
 
     def numbers(self) -> list[int]:
         with os.scandir(self._root) as entries:
