@@ -239,6 +239,25 @@ def test_exec_that_fails(shim: Shim):
     assert "exit" not in shim.events.topics("c")
 
 
+def test_an_exec_that_cannot_be_recorded_does_not_go_on(shim: Shim):
+    """Its start was refused, and it ran."""
+    shim.run("c", ["/bin/sleep", "100"])
+    shim.exec("c", "e", ["/bin/sleep", "4711"])
+    in_the_way = shim.bundles / "c/orlop/.exec-e.json.new"
+    in_the_way.mkdir()
+    code, message = failure(lambda: shim.task_start("c", "e"))
+    assert (code, "exec-e.json" in message) == (2, True)
+
+    def runs() -> bool:
+        pids = shim.call("Pids", pb.PidsRequest(id="c"), pb.PidsResponse).processes
+        return any(b"4711" in Path(f"/proc/{one.pid}/cmdline").read_bytes() for one in pids)
+
+    until(lambda: not runs(), "the exec goes on")
+    in_the_way.rmdir()
+    assert shim.wait("c", "e") == 255
+    shim.delete("c", "e")
+
+
 def test_execs_end_with_init(shim: Shim):
     shim.run("c", ["/bin/sleep", "100"])
     for exec_id in ("e1", "e2"):

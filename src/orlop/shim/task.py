@@ -285,6 +285,9 @@ class Task:
             with self.shop.reaper.expecting():
                 await self._runtime_exec(process)
         except BaseException as error:
+            if process.pid:  # it has been told nobody, and is ours to reap
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
             process.close()
             # So that whoever waits for it, or wants to delete it, can.
             process.ended(Exit(process.pid, 255, _now_ns(), known=False))
