@@ -230,9 +230,9 @@ class ShimManager:
 
         After a start, or when one dies. What cannot be done is logged: the namespace's next supervisor does it.
         """
-        if not await asyncio.to_thread(leftovers.is_left, Path(self.host.state)):
-            return
         for namespace in namespaces:
+            if not await asyncio.to_thread(leftovers.is_left, Path(self.host.state)):
+                return
             try:
                 binary = ShimBinary(path=binaries.supervisor_path(), groups=True)
                 for bootstrap in await binaries.resume(binary, self.host, namespace):

@@ -52,6 +52,7 @@ class Removal:
         self._going: set[int] = set()
         self._doomed: deque[int] = deque()
         self._failed: list[int] = []
+        self._waiting = False  # to try those again
         self._pause_s = RETRY_S
         self._lock = threading.Lock()
 
@@ -85,34 +86,41 @@ class Removal:
             return
         self._going.add(number)
         self._doomed.append(number)
-        self._finish_soon()
-
-    def _finish_soon(self) -> None:
         with contextlib.suppress(RuntimeError):  # the executor has been shut down; the next sweep finds it
-            self._executor.submit(self.finish)
+            self._executor.submit(self._drain)
 
     def finish(self) -> None:
         """Remove what waits for it, in order: a parent must not come before its child. Blocks until that is done."""
         with self._lock:
             self._doomed.extendleft(reversed(self._failed))
             self._failed.clear()
+        self._drain()
+
+    def _drain(self) -> None:
+        with self._lock:
             while self._doomed:
                 self._remove(self._doomed.popleft())
-            if self._failed:
-                timer = threading.Timer(self._pause_s, self._finish_soon)
+            if not self._failed:
+                self._pause_s = RETRY_S
+            elif not self._waiting:
+                self._waiting = True
+                timer = threading.Timer(self._pause_s, self._again)
                 timer.daemon = True  # after a stop the next start's sweep finds it
                 timer.start()
                 self._pause_s = min(2 * self._pause_s, RETRY_MAX_S)
-            else:
-                self._pause_s = RETRY_S
+
+    def _again(self) -> None:
+        self._waiting = False
+        with contextlib.suppress(RuntimeError):
+            self._executor.submit(self.finish)
 
     def _remove(self, number: int) -> None:
         try:
             self._snapshotter.remove(number)
             failpoints.reach("snapshots.remove.freed")
         except Exception:
-            # The row is gone; it is tried again after a while, or by whoever sweeps before.
+            # The row is gone; it is tried again after a while, in a cleanup, or by the sweep after the next start.
             log.exception("snapshotter failed to remove", extra={"snapshotter": self._name, "number": number})
             self._failed.append(number)
-        finally:
+        else:
             self._going.discard(number)

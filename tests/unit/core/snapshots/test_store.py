@@ -317,6 +317,26 @@ def test_what_could_not_be_removed_is_tried_again(tmp_path: Path, monkeypatch: p
         assert failing.held == {}
 
 
+def test_one_timer_waits_for_all_that_could_not_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orlop.core.snapshots.removal.RETRY_S", 1000.0)
+    monkeypatch.setattr("orlop.core.snapshots.removal.RETRY_MAX_S", 1000.0)
+
+    class Failing(FakeSnapshotter):
+        def remove(self, number: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with Bench(tmp_path, lambda _root: Failing()) as bench:
+        for name in ("a", "b", "c"):
+            bench.prepare(name)
+            bench.remove(name)
+        bench.store._executor.submit(lambda: None).result(30)
+        timers = [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
+        for one in timers:
+            one.cancel()
+            one.join()
+        assert len(timers) == 1
+
+
 def test_snapshots_are_removed_one_after_the_other(tmp_path: Path) -> None:
     """A snapshotter elsewhere refuses a parent whose child is still there."""
 
