@@ -11,6 +11,7 @@ import pytest
 
 from orlop.base.errdefs import FailedPreconditionError
 from orlop.core.content import Writer
+from orlop.core.content.arrival import Arrival
 from orlop.core.diff import LayerBlob, arriving
 from orlop.oci import media_types
 from orlop.oci.digest import Digest
@@ -169,6 +170,22 @@ async def test_who_gives_up_leaves_nothing(tmp_path):
         await writer.close()
         await until(lambda: not here.spares())
         assert len(os.listdir("/proc/self/fd")) < 100
+
+
+@looped
+async def test_who_gives_up_at_once_leaves_no_descriptor(tmp_path):
+    async with host(tmp_path / "host", arriving=True) as here:
+        await learn(here)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            arrival = Arrival(
+                NAMESPACE, 1 << 20, lambda: here.content.blobs.reader(os.open("/dev/zero", os.O_RDONLY), 1)
+            )
+            assert here.differ.arriving is not None
+            here.differ.arriving.begin(arrival)
+            arrival.end(None)
+        await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+        assert not here.spares()
 
 
 @looped

@@ -71,7 +71,7 @@ class Arriving:
 
     def begin(self, arrival: Arrival) -> None:
         """Unpack it, if its namespace's layers are unpacked and it is one as far as can be seen."""
-        if arrival.size < MIN_SIZE:
+        if arrival.size < MIN_SIZE or not self._atonce:
             return
         if arrival.namespace not in self._habits:
             self._learn(arrival.namespace, self._last(arrival.namespace))
@@ -124,13 +124,14 @@ class Arriving:
             directory = self._ahead.directory(layer.root)
             spare = Spare(directory, asyncio.create_task(self._run(layer.arrival, directory)))
             self._running += 1
-            spare.task.add_done_callback(self._ran)
+            spare.task.add_done_callback(partial(self._ran, layer.arrival))
             if digest is None:
                 self._coming[layer] = spare
             else:
                 self._ahead.adopt(layer.arrival.namespace, digest, layer.root, spare)
 
-    def _ran(self, _task: "asyncio.Task[Applied]") -> None:
+    def _ran(self, arrival: Arrival, _task: "asyncio.Task[Applied]") -> None:
+        arrival.close()
         self._running -= 1
         self._go()
 
@@ -154,8 +155,6 @@ class Arriving:
             return await self._unpack(arrival, directory)
         except OSError as error:
             raise InternalError(f"unpack while it arrives: {error}") from error
-        finally:
-            arrival.close()
 
 
 def _digest(layer: _Layer) -> Digest | None:
