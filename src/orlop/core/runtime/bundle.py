@@ -179,9 +179,11 @@ class Bundle:
             work = Path(os.readlink(self.work))
         try:
             unmount_all(os.fspath(self.rootfs))
-            _remove(self.path)
-            if work is not None:
-                _remove(work)
+            try:
+                _remove(self.path)
+            finally:  # which tells of the work directory, and may be out of sight by now
+                if work is not None:
+                    _remove(work)
         except OSError as error:
             raise InternalError(f'task "{self.id}": delete bundle {self.path}: {error}') from error
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orlop.base import failpoints
 from orlop.base.errdefs import InternalError, InvalidArgumentError
 from orlop.core.runtime.bundle import Bootstrap, Bundles, remove_hidden
 
@@ -82,6 +83,21 @@ def test_what_was_hidden_is_told_though_the_rest_could_not_be(bundles, monkeypat
     assert hidden == list((bundles.root / "ns").iterdir())
     remove_hidden(hidden)
     assert list((bundles.root / "ns").iterdir()) == []
+
+
+def test_a_work_directory_goes_though_its_bundle_could_not(bundles, monkeypatch):
+    """Nobody could tell any more whose it was, once the bundle that names it was out of sight."""
+    bundle = bundles.create("ns", "web", SPEC_TYPE, b"{}")
+
+    def reach(point):
+        if point == "task.bundle.hidden":
+            monkeypatch.undo()
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(failpoints, "reach", reach)
+    with pytest.raises(InternalError, match=r'task "web": delete bundle .*/ns/web: .*Input/output error'):
+        bundle.delete()
+    assert list((bundles.root / "ns").iterdir()) == list((bundles.state / "ns").iterdir()) == []
 
 
 def test_listing_finds_bundles_and_finishes_deletions(bundles):
