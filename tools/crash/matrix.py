@@ -218,9 +218,9 @@ def _is_struck(stage: Stage) -> bool:
 
 def _error(stage: Stage, operation: Operation, run: Course, point: str, turn: int) -> tuple[Outcome, list[str]]:
     _prepare(stage, operation)
-    living = set() if operation.restarts else {stage.daemon.pid}
-    if BYSTANDER in stage.promises:
-        living.update(stage.supervisors())
+    daemon = None if operation.restarts else stage.daemon.pid
+    # One that is about to end may be among them, as it has nothing to do any more.
+    supervisors = stage.supervisors() if BYSTANDER in stage.promises else []
     said = len(stage.daemon.log)
     stage.arm_error(point, turn)
     told: Exception | None = None
@@ -241,7 +241,10 @@ def _error(stage: Stage, operation: Operation, run: Course, point: str, turn: in
     elif told is not None:
         problems += _unclear(told, point)
     stage.start()
-    problems += [f"has ended: {pid}" for pid in living if not os.path.exists(f"/proc/{pid}/exe")]
+    if daemon is not None and not _lives(daemon):
+        problems.append("the daemon has ended")
+    if supervisors and not any(map(_lives, supervisors)):
+        problems.append("the supervisor has ended")
     problems += [*settled(stage, ahead=True), *_fsck(stage, LOST), *stage.broken()]
     if told is None and struck:
         stage.later()
@@ -249,6 +252,10 @@ def _error(stage: Stage, operation: Operation, run: Course, point: str, turn: in
     problems += _again(stage, operation, run)
     outcome = Outcome.ENDURED if told is None else Outcome.REFUSED
     return outcome if struck else Outcome.MISSED, problems
+
+
+def _lives(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}/exe")  # a zombie has none
 
 
 def _failed_plugins(stage: Stage) -> str:
