@@ -83,12 +83,12 @@ class ShimManager:
             try:
                 with phases("shim started"):
                     bootstrap = await binaries.start(binary, self.host, bundle, serialised)
+                with phases("shim connected"):
+                    shim = await self.connect(bundle.namespace, bootstrap, binary)
             except OrlopError:
-                if binary.groups:  # its program may have been killed when it had begun
+                if binary.groups:  # it, or the program that starts it, may have been killed meanwhile
                     await self.resume([bundle.namespace])
                 raise
-            with phases("shim connected"):
-                shim = await self.connect(bundle.namespace, bootstrap, binary)
             bundle.save(bootstrap, binary.path)
             shim.cgroup = cgroup
             return shim
