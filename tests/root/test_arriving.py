@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from orlop.base.errdefs import FailedPreconditionError
-from orlop.core.content import Writer
+from orlop.core.content import Reader, Writer
 from orlop.core.content.arrival import Arrival
 from orlop.core.diff import LayerBlob, arriving
 from orlop.oci import media_types
@@ -169,23 +169,33 @@ async def test_who_gives_up_leaves_nothing(tmp_path):
         await until(here.spares)
         await writer.close()
         await until(lambda: not here.spares())
-        assert len(os.listdir("/proc/self/fd")) < 100
 
 
 @looped
 async def test_who_gives_up_at_once_leaves_no_descriptor(tmp_path):
     async with host(tmp_path / "host", arriving=True) as here:
         await learn(here)
-        before = len(os.listdir("/proc/self/fd"))
+        opened = []
+
+        def follow() -> Reader:
+            opened.append(os.open("/dev/zero", os.O_RDONLY))
+            return here.content.blobs.reader(opened[-1], 1)
+
         for _ in range(5):
-            arrival = Arrival(
-                NAMESPACE, 1 << 20, lambda: here.content.blobs.reader(os.open("/dev/zero", os.O_RDONLY), 1)
-            )
+            arrival = Arrival(NAMESPACE, 1 << 20, follow)
             assert here.differ.arriving is not None
             here.differ.arriving.begin(arrival)
             arrival.end(None)
-        await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+        assert len(opened) == 5
+        await until(lambda: not any(_is(fd, "/dev/zero") for fd in opened))
         assert not here.spares()
+
+
+def _is(fd: int, path: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == path
+    except FileNotFoundError:
+        return False
 
 
 @looped
