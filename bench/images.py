@@ -45,6 +45,7 @@ def _layers(
     def filled(number: int) -> Callable[[tarfile.TarFile], None]:
         def fill(tar: tarfile.TarFile) -> None:
             if program:
+                Entry(name="bin").add(tar)
                 _busybox().add(tar)
             for entry in _content(number, size, files, _pool(text)):
                 entry.add(tar)
