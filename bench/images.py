@@ -20,7 +20,7 @@ from tools import images, layout, peers
 from tools.images import Image
 from tools.layout import Compression, Entry, Layout
 
-CACHE: Final = peers.ROOT / ".cache" / "bench-images-1"  # the number changes with what is built here
+CACHE: Final = peers.ROOT / ".cache" / "bench-images-2"  # the number changes with what is built here
 FILES_PER_DIRECTORY: Final = 12
 
 _POOL_BYTES: Final = 32 << 20
