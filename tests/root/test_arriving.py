@@ -280,9 +280,16 @@ async def test_more_layers_than_are_unpacked_at_once_wait(tmp_path):
     layers = [layer(*SOME, seed=seed) for seed in range(6)]
     async with host(tmp_path / "host", arriving=True, pool_size=2) as here:
         await learn(here)
-        await bring_and_unpack(here, layers)
-        assert here.pool.alone.count(True) <= 6
-        await until(lambda: not here.spares())
+        writers = [await begin(here, data) for data in layers]
+        for writer, data in zip(writers, layers, strict=True):
+            await writer.write(data[:PART])  # all of them are coming now
+        await until(lambda: here.pool.alone == [True, True])
+        for writer, data in zip(writers, layers, strict=True):
+            await send(writer, data)
+            await writer.commit()
+            await writer.close()
+        await until(lambda: here.pool.alone == [True] * 6)
+        assert here.pool.most_coming == 2
 
 
 @looped

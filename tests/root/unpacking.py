@@ -28,15 +28,22 @@ DEADLINE_S = 20
 
 
 class Counting(Pool):
-    """Remembers which jobs it did: whether alone."""
+    """Remembers which jobs it did: whether alone; and how many of those whose blob was coming ran at once, at most."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
         self.alone: list[bool] = []
+        self.most_coming = 0
+        self._coming = 0
 
     async def run(self, request, fd, *, tell=None, coming=None):
         self.alone.append(request["alone"])
-        return await super().run(request, fd, tell=tell, coming=coming)
+        self._coming += coming is not None
+        self.most_coming = max(self.most_coming, self._coming)
+        try:
+            return await super().run(request, fd, tell=tell, coming=coming)
+        finally:
+            self._coming -= coming is not None
 
 
 class Host:

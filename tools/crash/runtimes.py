@@ -17,7 +17,7 @@ from orlop.base.errdefs import NotFoundError
 from tools import daemons, standin
 from tools.crash.operations import Operation
 from tools.crash.stage import Stage, until
-from tools.crash.tasks import bystander, status
+from tools.crash.tasks import bystander, create, status
 
 NOTES: Final = "echo 42 > /state; exec sleep 1000"
 LOW_SCORE: Final = -900
@@ -122,17 +122,8 @@ def _less_able(stage: Stage) -> None:
         )
 
 
-def _create_less_able(stage: Stage) -> None:
-    with stage.client() as client:
-        try:
-            client.task("c")
-        except NotFoundError:
-            client.containers.get("c").new_task()
-    stage.promise("task", lambda client: status(client, "c", "CREATED"))
-
-
 OPERATIONS: Final = (
     Operation(name="checkpoint", store="tasks", prepare=_noting, perform=_checkpoint, tasks=True),
     Operation(name="restore", store="tasks", prepare=_dumped, perform=_restore, tasks=True),
-    Operation(name="rewrite spec", store="tasks", prepare=_less_able, perform=_create_less_able, tasks=True),
+    Operation(name="rewrite spec", store="tasks", prepare=_less_able, perform=create, tasks=True),
 )

@@ -57,7 +57,7 @@ def _alone(stage: Stage) -> None:
     _container(stage, RUNS)
 
 
-def _create(stage: Stage) -> None:
+def create(stage: Stage) -> None:
     with stage.client() as client:
         try:
             client.task("c")
@@ -68,7 +68,7 @@ def _create(stage: Stage) -> None:
 
 def _created(stage: Stage) -> None:
     bystander(stage)
-    _create(stage)
+    create(stage)
 
 
 def _start(stage: Stage) -> None:
@@ -223,8 +223,8 @@ def _has_no_sandbox(client: orlop.Client) -> None:
 
 
 OPERATIONS: Final = (
-    Operation(name="first task", store="tasks", prepare=_alone, perform=_create, tasks=True),
-    Operation(name="create task", store="tasks", prepare=bystander, perform=_create, tasks=True),
+    Operation(name="first task", store="tasks", prepare=_alone, perform=create, tasks=True),
+    Operation(name="create task", store="tasks", prepare=bystander, perform=create, tasks=True),
     Operation(name="start task", store="tasks", prepare=_created, perform=_start, tasks=True),
     Operation(name="exec", store="tasks", prepare=_running, perform=_exec, tasks=True),
     Operation(name="kill task", store="tasks", prepare=_running, perform=_kill, tasks=True),

@@ -6,7 +6,6 @@ Every path is found by asking the kernel (/proc/PID/cgroup and mountinfo), never
 import contextlib
 import errno
 import functools
-import json
 import os
 import signal
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self
 
 from orlop.linux.mount import mountinfo
+from orlop.oci.cgroups_path import cgroups_path
 
 _DYING_S: Final = 1.0
 
@@ -92,14 +92,12 @@ def _write(directory: str, name: str, word: str) -> None:
 def _asked_for(bundle: str) -> list[str]:
     """Where the cgroup would be that a bundle's spec asks for, in each hierarchy; none where systemd makes it."""
     try:
-        with open(f"{bundle}/config.json", encoding="utf-8") as file:
-            path = json.load(file)["linux"]["cgroupsPath"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    if not isinstance(path, str) or not path.startswith("/") or ".." in path.split("/") or not path.strip("/"):
+        with open(f"{bundle}/config.json", "rb") as file:
+            path = cgroups_path(file.read())
+    except OSError:
         return []
     unified, controllers = hierarchies()
-    return sorted({one.directory(path) for one in (unified, *controllers.values()) if one is not None})
+    return sorted({one.directory(path) for one in (unified, *controllers.values()) if one is not None and path})
 
 
 def remove_asked_for(bundle: str) -> None:

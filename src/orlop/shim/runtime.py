@@ -11,7 +11,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orlop.base.errdefs import DeadlineExceededError, UnknownError
+from orlop.base.errdefs import DeadlineExceededError, NotFoundError, OrlopError, UnknownError
 from orlop.core.mount import disk
 from orlop.shim.reaper import Reaper
 from orlop.shim.spawn import DEVNULL, spawn
@@ -238,6 +238,18 @@ class Runtime:
                 except asyncio.CancelledError:
                     continue  # a killed child ends soon; leaving earlier would undo its work beside it
             raise
+
+
+def kill_error(error: RuntimeFailedError | DeadlineExceededError) -> OrlopError:
+    """In containerd's words. Source: checkKillError in its runc shim."""
+    if isinstance(error, DeadlineExceededError):
+        return error
+    reason = error.reason.lower()
+    if any(text in reason for text in ("process already finished", "container not running", "no such process")):
+        return NotFoundError("process already finished")
+    if "does not exist" in reason:
+        return NotFoundError("no such container")
+    return error
 
 
 def find_program(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the supervisor must know of a container's config.json, and the one thing that it changes in it."""
+"""What the supervisor must know of a config.json and changes in it, and the files beside it that a runtime reads."""
 
 import json
 import os
@@ -63,6 +63,30 @@ def clamp_oom_score(bundle: str, spec: _Spec) -> None:
         failpoints.reach("shim.spec.written")
         os.rename(f"{path}.new", path)
         failpoints.reach("shim.spec.renamed")
+
+
+def process(exec_id: str, spec: bytes, *, terminal: bool) -> bytes:
+    """What an exec is to run, for the runtime.
+
+    Raises:
+        InvalidArgumentError: it is no JSON object.
+    """
+    try:
+        document = json_text.loads(spec)
+        document["terminal"] = terminal
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(f"process spec of exec {exec_id}: {error}") from error
+    return json.dumps(document).encode()
+
+
+def write_private(path: str, data: bytes) -> None:
+    """Write a file that only we read. Raises OSError, with the path."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def _may_lower_scores() -> bool:

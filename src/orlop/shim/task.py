@@ -11,7 +11,6 @@ after that start. Events of one task are published in the order of what happened
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -46,7 +45,7 @@ from orlop.shim.process import Process
 from orlop.shim.reaper import Exit, Reaper
 from orlop.shim.records import CREATED, PAUSED, RUNNING, STOPPED, Record
 from orlop.shim.rootfs import unmount_tree
-from orlop.shim.runtime import UNDO_LIMIT_S, Runtime, RuntimeFailedError, read_pid_file
+from orlop.shim.runtime import UNDO_LIMIT_S, Runtime, RuntimeFailedError, kill_error, read_pid_file
 from orlop.shim.sinks import Paths
 from orlop.shim.stdio import ProcessIO
 
@@ -197,8 +196,7 @@ class Task:
         await asyncio.get_running_loop().run_in_executor(None, unmount_tree, self.rootfs)
 
     async def _runtime_create(self, request: Request, undo: contextlib.AsyncExitStack) -> None:
-        init = self.init
-        io = _of(init.io)
+        io = _of(self.init.io)
         pid_file = f"{self.bundle}/init.pid"
         undo.callback(self.shop.oom.unwatch, self.container)
         undo.push_async_callback(self._unmake)
@@ -214,14 +212,18 @@ class Task:
             )
         failpoints.reach("shim.create.made")
         with self.phases()("record"):
-            io.started()
-            pid = read_pid_file(pid_file)
-            self.cgroup = cgroup.Paths.of(pid)
-            # Before it runs: it may be out of memory, and gone, before `runtime start` has returned.
-            self.shop.oom.watch(self.container, self.cgroup)
-            init.began(pid, CREATED)
+            self._began(io, pid_file, CREATED)
         self._publish_create(request)
-        self.shop.reaper.watch(pid, self.init_ended)
+        self.shop.reaper.watch(self.init.pid, self.init_ended)
+
+    def _began(self, io: ProcessIO, pid_file: str, status: str) -> None:
+        """The runtime has made init; have it recorded."""
+        io.started()
+        pid = read_pid_file(pid_file)
+        self.cgroup = cgroup.Paths.of(pid)
+        # Before it runs: it may be out of memory, and gone, before `runtime start` has returned.
+        self.shop.oom.watch(self.container, self.cgroup)
+        self.init.began(pid, status)
 
     async def _unmake(self) -> None:
         try:
@@ -346,12 +348,8 @@ class Task:
             console_socket=io.console_socket.path if io.console_socket else "",
         )
         failpoints.reach("shim.restore.restored")
-        io.started()
-        pid = read_pid_file(pid_file)
-        self.cgroup = cgroup.Paths.of(pid)
-        self.shop.oom.watch(self.container, self.cgroup)
-        self.init.began(pid, RUNNING)
-        self.shop.reaper.watch(pid, self.init_ended)
+        self._began(io, pid_file, RUNNING)
+        self.shop.reaper.watch(self.init.pid, self.init_ended)
 
     async def _undo_restore(self) -> None:
         """Have it be still to be restored, as its record says."""
@@ -379,7 +377,7 @@ class Task:
             raise UnknownError(f"cannot exec in a {self.init.status} state")
         if self.init.record.checkpoint and self.init.status == CREATED:
             raise UnknownError("cannot exec in a created state")
-        document = _process_document(exec_id, paths, spec)
+        document = specification.process(exec_id, spec, terminal=paths.terminal)
         record = Record(
             boot=self.shop.boot,
             container=self.container,
@@ -393,7 +391,7 @@ class Task:
         self.shop.recent.begin((self.container, exec_id))
         process = Process(self.bundle, record)
         process.process_file = f"{self.bundle}/{records.DIRECTORY}/process-{exec_id}.json"
-        _write_private(process.process_file, document)
+        specification.write_private(process.process_file, document)
         failpoints.reach("shim.exec.written")
         process.save()  # last: a successor takes up what has a record
         self.execs[exec_id] = process
@@ -417,7 +415,7 @@ class Task:
         try:
             await self.runtime.kill(self.container, signum, bundle=self.bundle, everyone=everyone)
         except (RuntimeFailedError, DeadlineExceededError) as error:
-            known = _kill_error(error)
+            known = kill_error(error)
             if signum != signal.SIGKILL or isinstance(known, NotFoundError):
                 raise known from error
             self._kill_by_hand(error)
@@ -468,7 +466,7 @@ class Task:
             except ValueError as error:
                 raise InvalidArgumentError(f'resources for container "{self.container}": {error}') from error
             path = f"{self.bundle}/{records.DIRECTORY}/resources.json"
-            _write_private(path, resources)
+            specification.write_private(path, resources)
             try:
                 await self.runtime.update(self.container, bundle=self.bundle, resources_file=path)
             finally:
@@ -624,33 +622,3 @@ def _of(io: ProcessIO | None) -> ProcessIO:
 
 def _now_ns() -> int:
     return time.time_ns()
-
-
-def _write_private(path: str, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from error
-
-
-def _process_document(exec_id: str, paths: Paths, spec: bytes) -> bytes:
-    try:
-        document = json_text.loads(spec)
-        document["terminal"] = paths.terminal
-    except (ValueError, TypeError) as error:
-        raise InvalidArgumentError(f"process spec of exec {exec_id}: {error}") from error
-    return json.dumps(document).encode()
-
-
-def _kill_error(error: RuntimeFailedError | DeadlineExceededError) -> OrlopError:
-    """In containerd's words. Source: checkKillError in its runc shim."""
-    if isinstance(error, DeadlineExceededError):
-        return error
-    reason = error.reason.lower()
-    if any(text in reason for text in ("process already finished", "container not running", "no such process")):
-        return NotFoundError("process already finished")
-    if "does not exist" in reason:
-        return NotFoundError("no such container")
-    return error

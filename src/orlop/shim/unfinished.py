@@ -1,11 +1,10 @@
 """What supervisors leave that were killed holding no task any more: tombstones, and sockets without a listener."""
 
 import contextlib
-import fcntl
 import os
-import socket
 from collections.abc import Iterator
 
+from orlop.linux.unix_sockets import alone, refuses
 from orlop.shim import records
 from orlop.shim.paths import Place
 
@@ -37,26 +36,10 @@ def forget_sockets(directory: str) -> None:
     for path in _entries(directory):
         if len(os.path.basename(path)) != _NAME_LENGTH:
             continue
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            with contextlib.suppress(BlockingIOError, FileNotFoundError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _refuses(path):
+        with alone(path) as ours:
+            if ours and refuses(path):
+                with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
-        finally:
-            os.close(lock)
-
-
-def _refuses(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-    return False
 
 
 def _entries(directory: str) -> Iterator[str]:

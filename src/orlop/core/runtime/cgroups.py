@@ -6,7 +6,6 @@ started it has died: somebody may run containers of his own from our snapshots.
 """
 
 import contextlib
-import json
 import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from google.protobuf.message import DecodeError
 from orlop.core.metadata import Database
 from orlop.linux import pidfd
 from orlop.linux.mount import mountinfo
+from orlop.oci.cgroups_path import cgroups_path
 
 PAGE: Final = 256
 _INIT: Final = 1
@@ -87,21 +87,9 @@ def asked_for(db: Database) -> dict[str, Name]:
     return found
 
 
-def of_spec(text: bytes) -> str:
-    """The cgroup that a runtime spec asks for, or an empty string: also if it is systemd's to make, or is no name."""
-    try:
-        path = (json.loads(text).get("linux") or {}).get("cgroupsPath") or ""
-    except (ValueError, AttributeError):
-        return ""
-    if not isinstance(path, str) or not path.startswith("/") or ".." in path.split("/"):
-        return ""
-    clean = os.path.normpath(f"/{path.lstrip('/')}")
-    return "" if clean == "/" else clean
-
-
 def _path_in(spec: bytes | None) -> str:
     try:
-        return of_spec(AnyMessage.FromString(spec or b"").value)
+        return cgroups_path(AnyMessage.FromString(spec or b"").value)
     except DecodeError:
         return ""
 

@@ -28,6 +28,7 @@ from orlop.core.runtime.cgroups import Cgroup, Homes
 from orlop.core.runtime.check_bundles import Owner
 from orlop.core.runtime.leftovers import Keeper
 from orlop.linux import pidfd
+from orlop.linux.unix_sockets import alone, refuses
 
 # Between two looks: far longer than from making something to its record.
 APART_S: Final = 1.5
@@ -97,8 +98,8 @@ class HostLook:
         for socket, inode in before.sockets.items():
             if now.sockets.get(socket) != inode or self._is_served(order, socket):
                 continue
-            with _alone(socket) as alone:
-                dead = alone and socket in leftovers.dead_sockets(self.host.state)
+            with alone(socket) as ours:
+                dead = ours and refuses(socket)
                 found = _socket(order, socket) if dead else None
             if found is not None:
                 yield found
@@ -251,20 +252,3 @@ def _socket(order: Order, path: Path) -> Finding:
         mends="removed" if order.repair else "--repair removes it, and so does the next start",
         mended=order.repair,
     )
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Keep others from starting a supervisor at a socket; False if somebody does, or lives there."""
-    import fcntl
-
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(lock)

@@ -5,17 +5,16 @@ by something that a later one of the same name differs in: an inode, a start tim
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from orlop.core.runtime.cgroups import of_spec
+from orlop.linux.unix_sockets import refuses
+from orlop.oci.cgroups_path import cgroups_path
 
 # Those that our supervisor drives; their state lies in a directory of their name below ours.
 RUNTIMES: Final = ("runc", "crun")
@@ -55,7 +54,7 @@ def is_being_removed(state: Path, task_id: str) -> bool:
 def cgroup_of(bundle: Path) -> str:
     """The cgroup that a bundle's spec asks for, or an empty string."""
     try:
-        return of_spec((bundle / "config.json").read_bytes())
+        return cgroups_path((bundle / "config.json").read_bytes())
     except OSError:
         return ""
 
@@ -98,7 +97,7 @@ def dead_sockets(state: Path) -> dict[Path, int]:
     found = {}
     for name in _names(state / "s"):
         path = state / "s" / name
-        if len(name) == _HEX_LENGTH and _refuses(path):
+        if len(name) == _HEX_LENGTH and refuses(path):
             with contextlib.suppress(FileNotFoundError):
                 found[path] = path.stat().st_ino
     return found
@@ -126,20 +125,10 @@ def dead_shims(paths: Iterable[Path]) -> dict[Path, int]:
     """Those of the sockets that are there and on which nobody listens, with their inodes."""
     there, found = set(_names(_SHIM_SOCKETS)), {}
     for path in paths:
-        if path.name in there and _refuses(path):
+        if path.name in there and refuses(path):
             with contextlib.suppress(FileNotFoundError):
                 found[path] = path.stat().st_ino
     return found
-
-
-def _refuses(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except OSError as error:
-            return error.errno == errno.ECONNREFUSED
-    return False
 
 
 def start_time(pid: int) -> str:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from orlop.core.mount.manager import MountManager
 from orlop.core.runtime import binaries, timings
 from orlop.core.runtime.binaries import ShimBinary
 from orlop.core.runtime.bundle import SANDBOX_FILE, Bootstrap, Bundle, Bundles, remove_hidden
+from orlop.core.runtime.leaving import Leaving
 from orlop.core.runtime.memory import FILE as MEMORY_FILE
 from orlop.core.runtime.memory import MemoryQuotas, limit_in, limit_of
 from orlop.core.runtime.shim_manager import SHUTDOWN_TIMEOUT_S, ShimManager
@@ -102,7 +102,7 @@ class TaskManager:
         self.recent: Recent[tuple[str, str, str]] = Recent()
         self._tasks: dict[tuple[str, str], Task] = {}
         self._creating: set[tuple[str, str]] = set()
-        self._leaving: Counter[tuple[str, str]] = Counter()
+        self._leaving = Leaving()
         shims.on_dead.append(self._bury_all)
 
     def get(self, namespace: str, task_id: str) -> Task:
@@ -352,24 +352,12 @@ class TaskManager:
         await self._discard(bundle)
 
     async def _forget(self, task: Task) -> None:
-        with self._removing(task.bundle):
+        with self._leaving.removing(task.bundle):
             self._tasks.pop((task.namespace, task.id), None)
             self._memory.forget(task.namespace, task.id)
             task.shim.tasks.pop(task.id, None)
             await self._let_go(task.shim, task.bundle)
             await self._discard(task.bundle)
-
-    @contextlib.contextmanager
-    def _removing(self, bundle: Bundle) -> Iterator[None]:
-        """While what a task has left is removed, it has an owner still."""
-        key = (bundle.namespace, bundle.id)
-        self._leaving[key] += 1
-        try:
-            yield
-        finally:
-            self._leaving[key] -= 1
-            if not self._leaving[key]:
-                del self._leaving[key]
 
     async def _forget_if_gone(self, task: Task) -> None:
         """Who asked for a deletion may have been cut off before it was heard that it is done."""
@@ -488,7 +476,7 @@ class TaskManager:
         for task_id in sorted(shim.tasks):
             task = self._tasks.get((shim.namespace, task_id))
             if task is not None:
-                with self._removing(task.bundle):
+                with self._leaving.removing(task.bundle):
                     del self._tasks[shim.namespace, task_id]
                     await self._bury(task.bundle, shim.binary)
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
@@ -35,6 +34,7 @@ from orlop.core.mount import Mount
 from orlop.core.runtime import binaries
 from orlop.core.runtime.binaries import ShimBinary
 from orlop.core.runtime.bundle import Bundle, Bundles
+from orlop.core.runtime.leaving import Leaving
 from orlop.core.runtime.shim_manager import SHUTDOWN_TIMEOUT_S, ShimManager
 from orlop.core.runtime.shims import CALL_TIMEOUT_S, Shim
 from orlop.core.runtime.tasks import ATTEMPTS
@@ -55,7 +55,7 @@ class ShimController:
         self.bundles = bundles
         self._shims = shims
         self._creating: set[tuple[str, str]] = set()
-        self._leaving: Counter[tuple[str, str]] = Counter()
+        self._leaving = Leaving()
         shims.on_dead.append(self._bury_all)
 
     async def create(
@@ -219,18 +219,6 @@ class ShimController:
                 self._creating.discard(key)
         return self._shims.of_sandbox(*key) is not None
 
-    @contextlib.contextmanager
-    def _removing(self, bundle: Bundle) -> Iterator[None]:
-        """While what a sandbox has left is removed, it has an owner still."""
-        key = (bundle.namespace, bundle.id)
-        self._leaving[key] += 1
-        try:
-            yield
-        finally:
-            self._leaving[key] -= 1
-            if not self._leaving[key]:
-                del self._leaving[key]
-
     # ---- shims and bundles
 
     def _get(self, namespace: str, sandbox_id: str) -> Shim:
@@ -266,7 +254,7 @@ class ShimController:
         bundle = shim.sandboxes.get(sandbox_id)
         if bundle is None:
             return
-        with self._removing(bundle):
+        with self._leaving.removing(bundle):
             del shim.sandboxes[sandbox_id]
             if not shim.groups and not shim.holds:
                 await self._shims.shut_down(shim, bundle)
@@ -309,7 +297,7 @@ class ShimController:
         """A foreign shim has died, and its sandboxes with it."""
         with contextlib.ExitStack() as leaving:
             for bundle in shim.sandboxes.values():
-                leaving.enter_context(self._removing(bundle))
+                leaving.enter_context(self._leaving.removing(bundle))
             for bundle in list(shim.sandboxes.values()):
                 await self._bury(bundle, shim.binary)
             shim.sandboxes.clear()
