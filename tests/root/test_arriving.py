@@ -42,6 +42,14 @@ async def begin(here: Host, data: bytes, *, total: int | None = None) -> Writer:
     return await here.content.writer(NAMESPACE, Digest.of(data), total=len(data) if total is None else total)
 
 
+async def half_sent(here: Host, data: bytes) -> Writer:
+    """One whose unpacking has begun."""
+    writer = await begin(here, data)
+    await writer.write(data[:PART])
+    await until(here.spares)
+    return writer
+
+
 async def send(writer: Writer, data: bytes) -> None:
     for at in range(writer.status().offset, len(data), PART):
         await writer.write(data[at : at + PART])
@@ -164,9 +172,7 @@ async def test_who_gives_up_leaves_nothing(tmp_path):
     data = layer(*SOME)
     async with host(tmp_path / "host", arriving=True) as here:
         await learn(here)
-        writer = await begin(here, data)
-        await writer.write(data[:PART])
-        await until(here.spares)
+        writer = await half_sent(here, data)
         await writer.close()
         await until(lambda: not here.spares())
 
@@ -266,9 +272,7 @@ async def test_who_is_slow_takes_no_turn(tmp_path):
     async with host(tmp_path / "host", arriving=True, pool_size=1) as here:
         blob = await bring(here, layer(file("other")))
         await learn(here)
-        writer = await begin(here, data)
-        await writer.write(data[:PART])
-        await until(here.spares)
+        writer = await half_sent(here, data)
         async with asyncio.timeout(20):
             await here.unpack(0, blob)
         assert here.pool.alone == [True, False]
@@ -377,9 +381,7 @@ async def test_a_daemon_that_stops_meanwhile_leaves_nothing(tmp_path):
     data = layer(*SOME)
     async with host(tmp_path / "host", arriving=True) as here:
         await learn(here)
-        writer = await begin(here, data)
-        await writer.write(data[:PART])
-        await until(here.spares)
+        writer = await half_sent(here, data)
         assert here.differ.arriving is not None
         here.differ.arriving.close()
         await here.ahead.close()
